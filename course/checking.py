@@ -1,0 +1,139 @@
+"""`check(f)`: the tests of one exercise, on the object as it stands in the notebook."""
+
+import contextlib
+import os
+import sys
+
+import pytest
+
+from course import explain, plugin
+from course.limits import Bounded
+from course.paths import ROOT, TESTS
+
+
+class NotPassed(AssertionError):
+    """A check that did not pass. IPython shows the message alone, without a traceback;
+    it is still an error, so Run All stops here and an autograder gives no points."""
+
+    def _render_traceback_(self):
+        return str(self).splitlines()
+
+
+def check(exercise) -> None:
+    """Run the tests of `exercise` on it, and print a line for each invariant.
+
+    Raises NotPassed, which Jupyter shows as a short report, unless all pass.
+    """
+    __tracebackhide__ = True
+    name = _name_of(exercise, sys._getframe(1).f_globals)
+    files = _test_files(name)
+    if not files:
+        raise NotPassed(
+            f"check was given {name}, which is no exercise. Give it the function "
+            "itself, under its own name, for example check(top_k_filter)."
+        )
+    lines, state = report(name, run(name, exercise, files))
+    if state != explain.DONE:
+        raise NotPassed("\n".join(lines))
+    print("\n".join(lines))
+
+
+def passes(name: str, exercise) -> bool:
+    """Do all tests of the exercise `name` pass on this object? Prints nothing."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        results = run(name, exercise, _test_files(name))
+    return bool(results) and all(v.state == explain.DONE for _, v in results)
+
+
+def run(name: str, exercise, files) -> list[tuple[str, explain.Verdict]]:
+    """(title, verdict) of each test of the exercise `name`, run on `exercise`."""
+    live = _Live(name, exercise)
+    arguments = [
+        *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-o", "addopts="),
+        *("--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"),
+        *("-p", "no:nbval", "-p", "course.plugin", "--capture=no"),
+        *map(str, files),
+    ]
+    with contextlib.redirect_stdout(Bounded(sys.stdout)):
+        code = pytest.main(arguments, plugins=[live])
+    if code == pytest.ExitCode.INTERRUPTED and not live.errors:
+        raise KeyboardInterrupt
+    if not live.results:
+        raise NotPassed(f"the tests of {name} could not be run: {live.errors or code}")
+    return live.results
+
+
+def report(name: str, results) -> tuple[list[str], str]:
+    """The lines that a learner reads, and the worst state."""
+    if any(verdict.state == explain.TO_DO for _, verdict in results):
+        text = next(v.text for _, v in results if v.state == explain.TO_DO)
+        advice = "fill in its cell, run it, then run this cell again."
+        return [f"… {text}: {advice}"], explain.TO_DO
+    verdicts = {}
+    for title, verdict in results:
+        verdicts.setdefault(title, []).append(verdict)
+    lines, told, again = [], set(), 0
+    for title, of_cases in verdicts.items():
+        wrong = next((v for v in of_cases if v.state == explain.WRONG), None)
+        if wrong is None:
+            lines.append(f"✓ {title}")
+        elif _cause(wrong.text) in told:
+            again += 1
+        else:
+            lines.append(f"✗ {title}: {wrong.text}")
+            told.add(_cause(wrong.text))
+    if again:
+        lines.append(f"✗ and {again} more, for the same reason")
+    return lines, explain.WRONG if told else explain.DONE
+
+
+def _cause(text: str) -> str:
+    """What two failures have in common when one mistake explains both."""
+    if "returned None" in text or text == plugin.NOT_TRIED:
+        return "returned None" if "None" in text else "still running"
+    return "still running" if text.startswith("still running") else text
+
+
+def _name_of(exercise, names) -> str:
+    """The exercise's name: its own, or the variable that holds it (a lambda)."""
+    name = getattr(exercise, "__name__", None)
+    if isinstance(name, str) and _test_files(name):
+        return name
+    held = [n for n, value in names.items() if value is exercise and _test_files(n)]
+    if held:
+        return held[0]
+    return name if isinstance(name, str) else f"a {type(exercise).__name__}"
+
+
+def _test_files(name: str):
+    asked = f'exercise("{name}")'
+    return [
+        path
+        for path in sorted(TESTS.glob("test_[0-9][0-9]_*.py"))
+        if asked in path.read_text(encoding="utf-8")
+    ]
+
+
+class _Live:
+    """pytest plugin: hands over one object, keeps its tests, collects the verdicts."""
+
+    def __init__(self, name, exercise):
+        self.name, self.exercise = name, exercise
+        self.results, self.errors = [], ""
+
+    def pytest_configure(self, config):
+        config.stash[plugin.LIVE] = {self.name: self.exercise}
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [i for i in items if self.name in plugin.exercises_asked_for(i)]
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.errors += str(report.longrepr)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if call.when == "call" or call.excinfo is not None:
+            self.results.append((plugin.title(item), item.stash[plugin.VERDICT]))
+        return report

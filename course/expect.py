@@ -1,0 +1,170 @@
+"""What the lessons' tests expect, said so that a learner can act on it.
+
+Each helper raises AssertionError with what was given, what came back and what was
+expected. None of them computes an expected value.
+"""
+
+import contextlib
+
+import torch
+
+
+def show(value, limit: int = 12) -> str:
+    """A value as a learner would write it: [1, 3, -inf], tensors as nested lists."""
+    if isinstance(value, torch.Tensor):
+        return show(value.tolist(), limit)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        items = [show(v, limit) for v in value[:limit]]
+        items += ["..."] if len(value) > limit else []
+        text = ", ".join(items)
+        return f"[{text}]" if isinstance(value, list) else f"({text})"
+    text = repr(value)
+    return text if len(text) < 300 else text[:300] + " ..."
+
+
+def returned(value, kind, call: str):
+    """`value`, if it is of type `kind`."""
+    if value is None:
+        raise AssertionError(f"{call} returned None. Is a `return` missing?")
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise AssertionError(
+            f"{call} should return a {wanted}, not a {type(value).__name__}: "
+            f"{show(value)}"
+        )
+    return value
+
+
+def tensor(value, shape, call: str, dtype=None):
+    """`value`, if it is a tensor of this shape (and dtype, if given)."""
+    returned(value, torch.Tensor, call)
+    if tuple(value.shape) != tuple(shape):
+        raise AssertionError(
+            f"{call} should have shape {tuple(shape)}, not {tuple(value.shape)}"
+        )
+    if dtype is not None and value.dtype != dtype:
+        raise AssertionError(f"{call} should be {dtype}, not {value.dtype}")
+    return value
+
+
+def same(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
+    """`got` equals `expected`, elementwise; infinities must match exactly."""
+    wanted = expected
+    if not isinstance(expected, torch.Tensor):
+        wanted = torch.tensor(expected)
+    tensor(got, wanted.shape, call)
+    got = got.detach().cpu()
+    wide = torch.promote_types(got.dtype, wanted.dtype)
+    a, b = got.to(wide), wanted.cpu().to(wide)
+    # inf == inf holds under isclose; nan never equals anything.
+    if not torch.isclose(a, b, rtol=0.0, atol=tolerance).all():
+        raise AssertionError(
+            f"{call} should be {show(wanted)}, not {show(got)}." + _hint(hint)
+        )
+
+
+def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
+    """A plain value (str, int, list, float) equals the expected one."""
+    returned(got, object, call)
+    if isinstance(expected, float) and isinstance(got, (int, float)):
+        ok = abs(got - expected) <= tolerance
+    else:
+        ok = type(got) is type(expected) and got == expected
+    if not ok:
+        raise AssertionError(
+            f"{call} should give {show(expected)}, not {show(got)}." + _hint(hint)
+        )
+
+
+def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
+    """Token ids equal those of an oracle. Where not: the row and step that differ first
+    and, given `logits_at(row, position) -> (vocab,)`, how close a call it was."""
+    returned(got, torch.Tensor, call)
+    if got.dtype.is_floating_point:
+        raise AssertionError(f"{call} should be token ids (int64), not {got.dtype}")
+    if got.dim() != expected.dim():
+        raise AssertionError(
+            f"{call} should have {expected.dim()} dimensions like its expected "
+            f"{tuple(expected.shape)}, not shape {tuple(got.shape)}"
+        )
+    width = min(got.shape[-1], expected.shape[-1])
+    rows = min(got.shape[0], expected.shape[0])
+    a, b = got[:rows, :width].cpu(), expected[:rows, :width].cpu()
+    differ = (a != b).nonzero()
+    if len(differ):
+        row, step = min(differ.tolist(), key=lambda place: place[1])
+        text = (
+            f"{call}: row {row} differs first at position {step}: token "
+            f"{a[row, step].item()}, expected {b[row, step].item()}.\n"
+            f"    yours    {show(got[row])}\n    expected {show(expected[row])}"
+        )
+        if logits_at is not None:
+            best = logits_at(row, step).topk(2).values
+            text += f"\n    the top two logits there are {best[0] - best[1]:.2g} apart"
+        raise AssertionError(text + _hint(hint, "\n    "))
+    if got.shape != expected.shape:
+        raise AssertionError(
+            f"{call} should have shape {tuple(expected.shape)}, not "
+            f"{tuple(got.shape)}; what both have agrees." + _hint(hint)
+        )
+
+
+@contextlib.contextmanager
+def unchanged(hint: str = "work on a copy, for example with masked_fill", **tensors):
+    """The named tensors (or plain values) are as they were when the block ends."""
+    before = {k: _copy(v) for k, v in tensors.items()}
+    yield
+    for name, now in tensors.items():
+        was = before[name]
+        if isinstance(now, torch.Tensor):
+            same_now = now.shape == was.shape and torch.equal(
+                torch.nan_to_num(now), torch.nan_to_num(was)
+            )
+        else:
+            same_now = now == was
+        if not same_now:
+            raise AssertionError(
+                f"the argument `{name}` was changed: {show(was)} became {show(now)}. "
+                f"The caller still needs it: {hint}."
+            )
+
+
+def rejects(error, function, call: str, says: str = ""):
+    """`function()` raises `error` with a message that contains `says`."""
+    try:
+        result = function()
+    except NotImplementedError:
+        raise
+    except error as raised:
+        text = str(raised)
+        if says and says not in text:
+            raise AssertionError(
+                f"{call} raises {type(raised).__name__}({text!r}): good, but the "
+                f"message should name what is wrong: {says!r}"
+            ) from None
+        return
+    except Exception as raised:
+        raise AssertionError(
+            f"{call} should raise {error.__name__}, not {type(raised).__name__}: "
+            f"{raised}"
+        ) from None
+    raise AssertionError(
+        f"{call} should raise {error.__name__}; it returned {show(result)}"
+    )
+
+
+def _copy(value):
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_copy(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return value
+
+
+def _hint(hint: str, before: str = " ") -> str:
+    return before + hint if hint else ""

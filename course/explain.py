@@ -1,0 +1,111 @@
+"""Turn what a check raised into a sentence for the learner."""
+
+import sysconfig
+import traceback
+from dataclasses import dataclass
+
+import pytest
+
+from course.limits import TimeLimit
+from course.paths import ROOT
+
+DONE, WRONG, TO_DO = "done", "wrong", "to do"
+
+# Code under these is not the learner's.
+_OTHERS = (
+    str(ROOT / "course"),
+    str(ROOT / "tests"),
+    str(ROOT / "tiny_models"),
+    sysconfig.get_paths()["stdlib"],
+    sysconfig.get_paths()["purelib"],
+    sysconfig.get_paths()["platlib"],
+    "<frozen",
+)
+
+
+@dataclass
+class Verdict:
+    """The outcome of one test: DONE, WRONG or TO_DO, and a sentence unless DONE."""
+
+    state: str
+    text: str = ""
+
+
+def verdict(exercise: str, error: BaseException | None) -> Verdict:
+    """What `error`, raised by a test of `exercise`, means for the learner."""
+    if error is None:
+        return Verdict(DONE)
+    frame = learners_frame(error)
+    if isinstance(error, NotImplementedError):
+        return Verdict(TO_DO, _unwritten(exercise, error))
+    if isinstance(error, TimeLimit):
+        text = f"still running after {error.seconds:g} s, so it was stopped. Does the "
+        text += "loop end?"
+    elif isinstance(error, pytest.fail.Exception) or _is_ours(error):
+        return Verdict(WRONG, _first_part(error))
+    elif isinstance(error, KeyboardInterrupt):
+        text = "interrupted"
+    elif isinstance(error, SystemExit):
+        text = "it calls exit(), which would end the notebook: return or raise instead"
+    elif isinstance(error, RecursionError):
+        text = "it calls itself without an end (RecursionError)"
+    else:
+        text = f"{type(error).__name__}: {safe_text(error)}"
+        if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
+            text += (
+                ". A check of the saved notebook runs only the cells that came with "
+                "the lesson for set-up and exercises: put imports and helpers of your "
+                "own in the exercise's cell."
+            )
+    if frame is not None:
+        text += f"\n    at line {frame.lineno} of {frame.name}: {frame.line}"
+    return Verdict(WRONG, text)
+
+
+def learners_frame(error: BaseException):
+    """The innermost line of the learner's own code in a traceback, or None."""
+    try:
+        frames = traceback.extract_tb(error.__traceback__)
+    except Exception:
+        return None
+    mine = [f for f in frames if f.line and not f.filename.startswith(_OTHERS)]
+    return mine[-1] if mine else None
+
+
+def safe_text(error: BaseException, limit: int = 600) -> str:
+    """str(error), even where that itself raises, cut to a readable length."""
+    try:
+        text = str(error)
+    except BaseException as broken:
+        return f"(its message cannot be shown: {type(broken).__name__})"
+    return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def _is_ours(error) -> bool:
+    """An assertion of the check, not one in the learner's own code."""
+    if not isinstance(error, AssertionError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or frames[-1].filename.startswith(_OTHERS)
+
+
+def _first_part(error) -> str:
+    """Our sentence, without pytest's own rendering of the assert statement."""
+    return safe_text(error, 4000).split("\nassert ")[0].strip()
+
+
+def _unwritten(exercise: str, error) -> str:
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    code = tb.tb_frame.f_code if tb is not None else None
+    name = code.co_name if code is not None else exercise
+    if name == exercise or name.startswith("<"):
+        return f"{exercise} is not written yet"
+    if code is not None and _is_method(tb.tb_frame):
+        return f"{exercise}.{name} is not written yet"
+    return f"{name} is not written yet, and {exercise} calls it: write {name} first"
+
+
+def _is_method(frame) -> bool:
+    return "self" in frame.f_locals or "cls" in frame.f_locals

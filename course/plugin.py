@@ -1,0 +1,240 @@
+"""The pytest plugin of the course.
+
+Three ways to run the same tests (tests/test_NN_topic.py):
+  check(f)                        in a notebook, on the function as it stands there
+  pytest lessons/04_top_k.ipynb   on a saved notebook, or a folder of notebooks
+  pytest                          maintainers: on solutions/, and the rest of the suite
+"""
+
+import contextlib
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from course import explain, notebook
+from course.limits import SECONDS, TimeLimit, contained
+from course.paths import LESSONS, SOLUTIONS, shown, tests_of
+
+LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
+VERDICT = pytest.StashKey[explain.Verdict]()
+TABLE = pytest.StashKey[dict]()
+STOPPED = pytest.StashKey[dict]()  # exercise -> its TimeLimit, to stop at the first
+NOT_TRIED = "not tried, since an earlier check did not end"
+EXERCISE_ATTRIBUTE = "_course_exercise"
+
+
+def exercise(name: str):
+    """A fixture called `name` that hands a test the learner's function or class."""
+
+    @pytest.fixture(name=name)
+    def learners(request):
+        stopped = request.config.stash.setdefault(STOPPED, {})
+        if (_book_of(request.node), name) in stopped:
+            pytest.fail(NOT_TRIED, pytrace=False)
+        live = request.config.stash.get(LIVE, {})
+        if name in live:
+            return live[name]
+        return exercise_of(_book_of(request.node), name)
+
+    setattr(learners, EXERCISE_ATTRIBUTE, name)
+    return learners
+
+
+def exercises_of(module) -> list[str]:
+    """The names of a test module's exercises, in the order of its file."""
+    values = vars(module).values()
+    return [v for x in values if (v := getattr(x, EXERCISE_ATTRIBUTE, None))]
+
+
+@lru_cache(maxsize=64)
+def _load(path: Path, stamp: float):
+    return notebook.load(path)
+
+
+def loaded(path: Path) -> notebook.Loaded:
+    """The notebook's namespace, run again only when its file has changed."""
+    with contextlib.suppress(FileNotFoundError):
+        return _load(path, path.stat().st_mtime)
+    raise notebook.NotebookProblem(f"there is no notebook {shown(path)}")
+
+
+def exercise_of(path: Path, name: str):
+    """Exercise `name` of a saved notebook. Where it calls another exercise of the same
+    lesson that is still a stub, it gets the reference, so that each stands alone."""
+    book = loaded(path)
+    mine = book.get(name)
+    if path.parent == SOLUTIONS:
+        return mine
+    reference = loaded(SOLUTIONS / path.name)
+    for other, source in book.sources.items():
+        stub = "raise NotImplementedError" in source and other != name
+        theirs = reference.exercises.get(other) if stub else None
+        book.namespace[other] = theirs or book.exercises[other]
+    return mine
+
+
+# --- notebooks as test files ----------------------------------------------------------
+
+
+class Notebook(pytest.File):
+    """A lesson's notebook: its tests are those of tests/test_<lesson>.py."""
+
+    def collect(self):
+        tests = tests_of(self.path.stem)
+        yield ExerciseTests.from_parent(self, path=tests, nodeid=self.nodeid)
+
+
+class ExerciseTests(pytest.Module):
+    pass
+
+
+def pytest_configure(config):
+    # Plain `pytest` also executes the reference notebooks, cell by cell.
+    no_arguments = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if no_arguments and hasattr(config.option, "nbval_lax"):
+        config.option.nbval_lax = True
+        config.option.current_env = True
+        config.option.nbval_cell_timeout = 240
+    config.stash[TABLE] = {}
+
+
+def pytest_collect_file(file_path, parent):
+    option = parent.config.option
+    under_nbval = getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)
+    if file_path.suffix != ".ipynb" or under_nbval:
+        return None
+    if ".ipynb_checkpoints" in file_path.parts or not tests_of(file_path.stem).exists():
+        return None
+    return Notebook.from_parent(parent, path=file_path)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        # So that `-k top_k_filter` chooses the tests of one exercise.
+        item.extra_keyword_matches.update(exercises_asked_for(item))
+
+
+def exercises_asked_for(item) -> list[str]:
+    module = getattr(item, "module", None)
+    names = getattr(item, "fixturenames", ())
+    return [n for n in exercises_of(module) if n in names] if module else []
+
+
+def _book_of(item) -> Path:
+    """The notebook that a test looks at: the one it was collected from, else the
+    reference."""
+    book = item.getparent(Notebook)
+    if book is not None:
+        return book.path
+    return SOLUTIONS / (item.path.stem.removeprefix("test_") + ".ipynb")
+
+
+# --- running a test of an exercise ----------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    names = exercises_asked_for(pyfuncitem)
+    if not names:
+        return (yield)
+    marker = pyfuncitem.get_closest_marker("limit")
+    seconds = marker.args[0] if marker else SECONDS
+    try:
+        with contained(seconds):
+            return (yield)
+    except TimeLimit as error:
+        stopped = pyfuncitem.config.stash.setdefault(STOPPED, {})
+        for name in names:
+            stopped[_book_of(pyfuncitem), name] = error
+        raise _Stopped(error) from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _Stopped(error) from error
+
+
+class _Stopped(Exception):
+    """Carries an error that pytest would take as its own."""
+
+
+def real_error(error):
+    return error.__cause__ if isinstance(error, _Stopped) else error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    names = exercises_asked_for(item)
+    if not names or (call.when != "call" and call.excinfo is None):
+        return report
+    error = real_error(call.excinfo.value) if call.excinfo else None
+    result = explain.verdict(names[0], error)
+    item.stash[VERDICT] = result
+    report.verdict = result
+    book = item.getparent(Notebook)
+    if book is None:
+        return report
+    _record(item.config, book.path, names, result)
+    if result.state == explain.WRONG:
+        report.longrepr = f"{title(item)}: {result.text}"
+    elif result.state == explain.TO_DO:
+        report.outcome = "skipped"
+        report.longrepr = (str(book.path), 0, result.text)
+    return report
+
+
+def title(item) -> str:
+    """The invariant that a test holds, in words: its name."""
+    name = getattr(item, "originalname", None) or item.name
+    return name.removeprefix("test_").replace("_", " ")
+
+
+def pytest_report_teststatus(report):
+    result = getattr(report, "verdict", None)
+    if result is not None and result.state == explain.TO_DO and report.skipped:
+        return "to do", "-", "TO DO"
+    return None
+
+
+# --- the progress table ---------------------------------------------------------------
+
+
+def _record(config, path, names, result):
+    """Keep the exercise's worst news: to do, then wrong, then done."""
+    for name in names:
+        rows = config.stash[TABLE].setdefault(path, {})
+        count, passed, worst = rows.get(name, (0, 0, explain.Verdict(explain.DONE)))
+        order = [explain.DONE, explain.WRONG, explain.TO_DO]
+        if order.index(result.state) > order.index(worst.state):
+            worst = result
+        rows[name] = (count + 1, passed + (result.state == explain.DONE), worst)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    rows = [r for book in session.config.stash[TABLE].values() for r in book.values()]
+    if exitstatus == pytest.ExitCode.OK and any(r[2].state != "done" for r in rows):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    table = config.stash[TABLE]
+    if not table:
+        return
+    out = terminalreporter
+    out.section("exercises")
+    totals = dict.fromkeys((explain.DONE, explain.WRONG, explain.TO_DO), 0)
+    width = max(len(name) for rows in table.values() for name in rows)
+    colours = {explain.DONE: "green", explain.WRONG: "red", explain.TO_DO: "yellow"}
+    signs = {explain.DONE: "✓", explain.WRONG: "✗", explain.TO_DO: "…"}
+    for path in sorted(table):
+        out.write_line(shown(path))
+        for name, (count, passed, worst) in table[path].items():
+            totals[worst.state] += 1
+            note = f"{passed} of {count} checks pass" if worst.state != "to do" else ""
+            line = f"  {signs[worst.state]} {name:<{width}}  {worst.state:<5}  {note}"
+            out.write_line(line.rstrip(), **{colours[worst.state]: True})
+    told = ", ".join(f"{n} {state}" for state, n in totals.items())
+    out.write_line(f"{sum(totals.values())} exercises: {told}")
+    if any(path.is_relative_to(LESSONS) for path in table):
+        out.write_line("(read from the saved notebooks: save before you check)")
