@@ -28,7 +28,6 @@ mpl.rcParams.update(
         "image.cmap": SEQUENTIAL,
         "legend.frameon": False,
         "lines.markersize": 4,
-        "text.parse_math": False,  # a token may be a dollar sign
     }
 )
 # A token may be in a script that the font lacks. That is no news to a reader.
@@ -41,8 +40,10 @@ def token_label(tokenizer, token_id: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Spaces as ␣-like open boxes, line ends as ⏎, tabs as →."""
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "→")
+    """Spaces as ␣, line ends as ⏎, tabs as →, and no $ that matplotlib takes for maths."""
+    for character, shown in ((" ", "␣"), ("\n", "⏎"), ("\t", "→"), ("$", r"\$")):
+        text = text.replace(character, shown)
+    return text
 
 
 def token_bars(ax, labels, values, colours=None, fmt="{:.2f}"):

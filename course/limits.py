@@ -97,6 +97,7 @@ def contained(seconds: float = SECONDS):
     depth = sys.getrecursionlimit()
     builtins.input = _no_input
     logging.set_verbosity_error()  # warnings about the tests' tiny models
+    torch.set_num_threads(1)  # tiny models are slower on several
     try:
         with time_limit(seconds):
             yield
@@ -107,8 +108,7 @@ def contained(seconds: float = SECONDS):
         torch.set_rng_state(rng)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
 
 def _no_input(prompt="", /):

@@ -1,0 +1,1116 @@
+"""The API server: what a client asks for is what it gets, or an error that says why.
+
+The expected texts come from `model.generate`, from a slow loop over the same formula,
+or from a scripted model, never from the server's own engine.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tiny_models import ScriptedModel, random_gpt2, random_llama, serve
+from tiny_models.engine import (
+    AdditivePenalties,
+    Detokenizer,
+    StopStrings,
+    printable,
+    token_bytes,
+)
+from tiny_models.server import ChatRequest
+
+torch.set_num_threads(1)
+
+HI = [{"role": "user", "content": "Hi there"}]
+CONTEXT = 128
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+# --- fixtures ---
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """All 256 bytes and a few merges; ids 0, 1, 2 are pad, bos and eos."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(
+        ["the cat sat on the hat and said hello world"], trainer
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=TEMPLATE,
+        padding_side="left",
+    )
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As TinyLlama's: "▁" for a space, <0xE2> for bytes, the first space dropped."""
+    words = ["▁", "▁the", "▁cat", "s", "a", "t", "."]
+    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words]
+    backend = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(vocab)}, [], byte_fallback=True)
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+class Watched:
+    """A model that keeps count of its calls and may wait before each."""
+
+    def __init__(self, model, before=lambda: None):
+        self.model, self.before = model, before
+        self.caches = []  # the cache of each call: tells whose step it was
+
+    def __call__(self, **inputs):
+        self.before()
+        out = self.model(**inputs)
+        self.caches.append(out.past_key_values)
+        return out
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_level_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return random_llama(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def server(model, tokenizer):
+    with serve(model, tokenizer, name="tiny") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai_client(server) as client:
+        yield client
+
+
+def openai_client(server):
+    return openai.OpenAI(
+        base_url=server.base_url, api_key="x", max_retries=0, timeout=60
+    )
+
+
+def post(server, body=None, **request):
+    url = f"{server.base_url}/chat/completions"
+    if body is not None:
+        request["json"] = body
+    return httpx.post(url, timeout=60, **request)
+
+
+def chat(server, **fields):
+    """A request with raw HTTP that must succeed; returns the response's JSON."""
+    body = {"model": server.model, "messages": HI, **fields}
+    response = post(server, {k: v for k, v in body.items() if v != "absent"})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def chunks_of(server, **fields):
+    """The same, streamed: every chunk."""
+    body = {"model": server.model, "messages": HI, "stream": True, **fields}
+    lines = post(server, body).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+def text_of(completion, index=0):
+    return completion["choices"][index]["message"]["content"]
+
+
+def streamed_text(chunks, index=0):
+    return "".join(
+        choice["delta"].get("content", "")
+        for chunk in chunks
+        for choice in chunk["choices"]
+        if choice["index"] == index
+    )
+
+
+def local_ids(model, tokenizer, messages=HI, seed=None, max_new_tokens=24, **options):
+    """The new ids of `generate`: the oracle. Sampled if a seed is given."""
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+            options = {"top_k": 0, **options}
+        output = model.generate(
+            **encoded,
+            do_sample=seed is not None,
+            max_new_tokens=max_new_tokens,
+            **options,
+        )
+    return output[0, encoded["input_ids"].shape[1] :]
+
+
+def local_text(model, tokenizer, **options):
+    ids = local_ids(model, tokenizer, **options)
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def scripted(tokenizer, text, eos=True):
+    """A server whose model says this text, once."""
+    ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] * eos
+    return serve(ScriptedModel.of_tokens([ids], len(tokenizer)), tokenizer), ids
+
+
+# --- the same text as generate ---
+
+SAMPLERS = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.7, "top_k": 5},
+    {"top_p": 0.8},
+    {"temperature": 0.6, "top_k": 20, "top_p": 0.9},
+    {"top_k": 10_000},
+]
+
+
+def test_temperature_0_is_greedy_generate(server, model, tokenizer):
+    expected = local_text(model, tokenizer)
+    assert text_of(chat(server, temperature=0, max_tokens=24)) == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_a_seed_gives_the_text_of_generate(server, model, tokenizer, sampler, seed):
+    expected = local_text(model, tokenizer, seed=seed, **sampler)
+    request = {"seed": seed, "max_tokens": 24, **sampler}
+    assert text_of(chat(server, **request)) == expected
+    assert streamed_text(chunks_of(server, **request)) == expected
+
+
+def test_gpt2_with_its_absolute_positions_gives_the_text_of_generate(tokenizer):
+    model = random_gpt2(vocab_size=len(tokenizer))
+    with serve(model, tokenizer) as server:
+        for options in ({"seed": 3}, {}):
+            expected = local_text(model, tokenizer, **options)
+            request = options or {"temperature": 0}
+            assert text_of(chat(server, max_tokens=24, **request)) == expected
+
+
+def test_an_eos_sampled_in_the_middle_ends_the_text_as_in_generate(
+    server, model, tokenizer
+):
+    # A bias on EOS, so that some seeds end early and some do not.
+    endings = []
+    for seed in range(6):
+        ids = local_ids(model, tokenizer, seed=seed, sequence_bias={(2,): 3.0})
+        got = chat(server, seed=seed, max_tokens=24, logit_bias={"2": 3})
+        assert text_of(got) == tokenizer.decode(ids, skip_special_tokens=True)
+        assert got["usage"]["completion_tokens"] == len(ids)
+        ended = ids[-1].item() == 2
+        assert got["choices"][0]["finish_reason"] == ("stop" if ended else "length")
+        endings.append(ended)
+    assert len(set(endings)) == 2  # else this test has seen only half
+
+
+def test_every_id_of_a_list_of_eos_ids_ends_the_text(tokenizer):
+    model = random_llama(vocab_size=len(tokenizer), eos_token_id=[1, 2])
+    with serve(model, tokenizer) as server:
+        for eos in ("1", "2"):
+            got = chat(server, logit_bias={eos: 100}, max_tokens=5)
+            assert got["choices"][0]["finish_reason"] == "stop"
+            assert got["usage"]["completion_tokens"] == 1
+
+
+def test_the_learners_random_stream_is_not_touched(server):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    chat(server, seed=1, max_tokens=4)
+    chat(server, max_tokens=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_answers_differ(server):
+    assert text_of(chat(server, max_tokens=24)) != text_of(chat(server, max_tokens=24))
+
+
+def test_choice_i_has_the_seed_plus_i(server, model, tokenizer):
+    expected = [local_text(model, tokenizer, seed=5 + i) for i in range(3)]
+    got = chat(server, seed=5, n=3, max_tokens=24)
+    assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
+    assert [text_of(got, i) for i in range(3)] == expected
+    prompt = got["usage"]["prompt_tokens"]
+    assert got["usage"]["completion_tokens"] == 3 * 24
+    assert got["usage"]["total_tokens"] == prompt + 3 * 24
+    chunks = chunks_of(server, seed=5, n=3, max_tokens=24)
+    assert [streamed_text(chunks, i) for i in range(3)] == expected
+
+
+def test_null_means_the_default(server):
+    fields = ChatRequest.model_fields
+    optional = [name for name, field in fields.items() if not field.is_required()]
+    assert len(optional) == 15
+    nothing = {**dict.fromkeys(optional), "seed": 4, "max_tokens": 24}
+    assert text_of(chat(server, **nothing)) == text_of(
+        chat(server, seed=4, max_tokens=24, temperature=1, top_p=1, top_k=0)
+    )
+
+
+# --- messages ---
+
+
+def test_developer_is_system_and_text_parts_are_their_text(server):
+    system = {"role": "system", "content": "Be brief."}
+    parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]
+    wanted = chat(server, messages=[system, *HI], temperature=0, max_tokens=9)
+    for messages in (
+        [{**system, "role": "developer"}, *HI],
+        [system, {"role": "user", "content": parts}],
+    ):
+        got = chat(server, messages=messages, temperature=0, max_tokens=9)
+        assert text_of(got) == text_of(wanted)
+        assert got["usage"] == wanted["usage"]
+
+
+def test_an_answer_can_be_sent_back_as_it_came(client, model, tokenizer):
+    ask = {"model": "tiny", "temperature": 0, "max_tokens": 6}
+    first = client.chat.completions.create(messages=HI, **ask).choices[0].message
+    more = {"role": "user", "content": "Go on"}
+    second = client.chat.completions.create(messages=[*HI, first, more], **ask)
+    history = [*HI, {"role": "assistant", "content": first.content}, more]
+    expected = local_text(model, tokenizer, messages=history, max_new_tokens=6)
+    assert second.choices[0].message.content == expected
+
+
+def test_a_chat_template_that_refuses_gives_400(model):
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('only one message, please') }}"
+    with serve(model, tokenizer) as server:
+        response = post(server, {"model": server.model, "messages": HI})
+    assert response.status_code == 400
+    assert "only one message, please" in response.json()["error"]["message"]
+
+
+# --- the fields, one by one ---
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_max_tokens_counts_new_tokens(server, tokenizer, field):
+    got = chat(server, seed=0, **{field: 3})
+    prompt = tokenizer.apply_chat_template(HI, add_generation_prompt=True)
+    prompt = len(prompt["input_ids"])
+    assert got["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": 3,
+        "total_tokens": prompt + 3,
+    }
+    assert got["choices"][0]["finish_reason"] == "length"
+
+
+def test_both_names_of_max_tokens_may_agree(server):
+    got = chat(server, max_tokens=2, max_completion_tokens=2)
+    assert got["usage"]["completion_tokens"] == 2
+
+
+def test_without_max_tokens_the_context_is_the_limit(server):
+    got = chat(server, logit_bias={"2": -100})
+    assert got["usage"]["total_tokens"] == CONTEXT
+    assert got["choices"][0]["finish_reason"] == "length"
+
+
+def test_logit_bias_forces_and_bans(server, model, tokenizer):
+    token = tokenizer("the")["input_ids"][0]
+    got = chat(server, seed=1, max_tokens=5, logit_bias={str(token): 100})
+    assert text_of(got) == tokenizer.decode([token]) * 5
+
+    best = local_ids(model, tokenizer, max_new_tokens=1)[0].item()
+    ban = {(best,): -100.0}
+    got = chat(server, temperature=0, max_tokens=9, logit_bias={str(best): -100})
+    want = local_ids(model, tokenizer, max_new_tokens=9, sequence_bias=ban)
+    assert best not in want
+    assert text_of(got) == tokenizer.decode(want, skip_special_tokens=True)
+
+
+def test_penalties_by_hand():
+    # Token 1 came twice, token 3 once: 5 - 2 * 0.5 - 1, and 2 - 1 * 0.5 - 1.
+    scores = torch.tensor([[1.0, 5.0, 3.0, 2.0]])
+    got = AdditivePenalties(0.5, 1.0)(torch.tensor([[1, 3, 1]]), scores)
+    assert got.tolist() == [[1.0, 3.0, 3.0, 0.5]]
+    assert scores.tolist() == [[1.0, 5.0, 3.0, 2.0]]
+    none_yet = AdditivePenalties(0.5, 1.0)(torch.zeros(1, 0, dtype=torch.long), scores)
+    assert torch.equal(none_yet, scores)
+
+
+@pytest.mark.parametrize(("frequency", "presence"), [(1.5, 0), (0, 2), (-1, -0.5)])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_penalties_follow_the_formula(
+    server, model, tokenizer, frequency, presence, seed
+):
+    prompt = tokenizer.apply_chat_template(HI, add_generation_prompt=True)
+    prompt = len(prompt["input_ids"])
+
+    def slow(input_ids, scores):  # the formula of the API's documentation
+        scores = scores.clone()
+        new = input_ids[0, prompt:].tolist()
+        for token in range(scores.shape[1]):
+            count = new.count(token)
+            scores[0, token] -= count * frequency + (count > 0) * presence
+        return scores
+
+    options = {"logits_processor": [slow], "seed": seed}
+    expected = local_text(model, tokenizer, **options)
+    assert expected != local_text(model, tokenizer, seed=seed)
+    sampling = {"temperature": 0} if seed is None else {"seed": seed}
+    got = chat(
+        server,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        max_tokens=24,
+        **sampling,
+    )
+    assert text_of(got) == expected
+
+
+# --- text: whole characters, stop strings ---
+
+STORY = "the caté 🦊 sat, 日本 and saïd"
+
+
+def test_streamed_pieces_hold_whole_characters(tokenizer):
+    server, ids = scripted(tokenizer, STORY)
+    with server:
+        chunks = chunks_of(server, temperature=0)
+    pieces = [c["choices"][0]["delta"].get("content") for c in chunks]
+    assert "".join(p for p in pieces if p) == STORY
+    assert not any("\ufffd" in p for p in pieces if p)
+    assert "🦊" in " ".join(p for p in pieces if p)
+    # As soon as a character is whole, it is out: one piece for each one that is.
+    whole = sum(
+        not tokenizer.decode(ids[: i + 1]).endswith("\ufffd")
+        for i in range(len(ids) - 1)
+    )
+    assert len([p for p in pieces if p]) == whole
+
+
+def test_half_a_character_at_the_end_is_replaced_as_decode_does(tokenizer):
+    server, ids = scripted(tokenizer, "hat 🦊", eos=False)
+    assert len(tokenizer("🦊")["input_ids"]) == 4
+    with server:
+        got = text_of(chat(server, temperature=0, max_tokens=len(ids) - 2))
+    assert got == tokenizer.decode(ids[:-2]) == "hat \ufffd"
+
+
+def test_detokenizer_pieces_join_to_decode(tokenizer):
+    generator = torch.Generator().manual_seed(0)
+    texts = [tokenizer(STORY)["input_ids"]]
+    texts += torch.randint(0, len(tokenizer), (50, 40), generator=generator).tolist()
+    for ids in texts:
+        detokenizer = Detokenizer(tokenizer)
+        pieces = [detokenizer.push(i) for i in ids] + [detokenizer.flush()]
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_detokenizer_keeps_the_spaces_of_a_sentencepiece_vocabulary():
+    tokenizer = sentencepiece_tokenizer()
+    pieces = ["▁the", "▁cat", "s", "▁", "▁the", *(f"<0x{b:02X}>" for b in b"\xc3\xa9")]
+    ids = tokenizer.convert_tokens_to_ids([*pieces, "▁", "s", "a", "t", "</s>"])
+    detokenizer = Detokenizer(tokenizer)
+    got = [detokenizer.push(i) for i in ids] + [detokenizer.flush()]
+    assert "".join(got) == "the cats  theé sat"
+    assert "".join(got) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_detokenizer_decodes_a_window_however_long_the_text(tokenizer):
+    lengths = []
+
+    class Spy:
+        def decode(self, ids, **options):
+            lengths.append(len(ids))
+            return tokenizer.decode(ids, **options)
+
+    detokenizer = Detokenizer(Spy())
+    for token in tokenizer(STORY)["input_ids"] * 20:
+        detokenizer.push(token)
+    assert max(lengths) <= 9
+
+
+def stopped_slowly(text, stops):
+    """The rule, as plainly as can be: read on until the text ends with a stop string;
+    cut the longest such end."""
+    for end in range(len(text) + 1):
+        matches = [s for s in stops if text[:end].endswith(s)]
+        if matches:
+            return text[: end - max(map(len, matches))], True
+    return text, False
+
+
+STOP_CASES = [
+    ("abcabd", ["abd"]),
+    ("aaab", ["aab"]),
+    ("xabcdy", ["abcd", "bc"]),  # bc is complete first
+    ("xabcdy", ["cd", "bcd"]),
+    ("ababac", ["abac", "zz"]),
+    ("nothing", ["x", "ngs"]),
+    ("é🦊é", ["🦊é"]),
+]
+
+
+@pytest.mark.parametrize(("text", "stops"), STOP_CASES)
+def test_stop_strings_however_the_text_is_cut(text, stops):
+    for cuts in itertools.product([False, True], repeat=len(text) - 1):
+        pieces = [text[0]]
+        for character, cut in zip(text[1:], cuts, strict=True):
+            if cut:
+                pieces.append("")
+            pieces[-1] += character
+        finder, got, stopped, seen = StopStrings(stops), "", False, ""
+        for piece in pieces:
+            new, stopped = finder.push(piece)
+            got, seen = got + new, seen + piece
+            if stopped:
+                break
+            # What is held back could be the start of a stop string, and no more is.
+            ends = [seen[len(seen) - n :] for n in range(len(seen) + 1)]
+            starts = {s[:n] for s in stops for n in range(len(s))}
+            assert seen == got + max((e for e in ends if e in starts), key=len)
+        if not stopped:
+            got += finder.flush()
+        assert (got, stopped) == stopped_slowly(text, stops)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("d on the h", "hello sai"),
+        (["zzz", "on"], "hello said "),
+        (["hat"], "hello said on the "),
+        ("hello", ""),
+        (["hate"], "hello said on the hat"),  # held back, then let go
+        ([], "hello said on the hat"),
+    ],
+)
+def test_stop_cuts_before_the_stop_string(tokenizer, stop, expected):
+    text = "hello said on the hat"
+    for streamed in (False, True):
+        server, _ = scripted(tokenizer, text)
+        with server:
+            if streamed:
+                got = streamed_text(chunks_of(server, temperature=0, stop=stop))
+            else:
+                got = chat(server, temperature=0, stop=stop)
+                assert got["choices"][0]["finish_reason"] == "stop"
+                got = text_of(got)
+        assert got == expected
+
+
+def test_a_stop_string_ends_the_generation(tokenizer):
+    server, ids = scripted(tokenizer, "hello said on the hat")
+    with server:
+        got = chat(server, temperature=0, stop=" on", logprobs=True)
+    # Sampled up to the token that completes the stop string, and no further.
+    last = next(i for i in range(len(ids)) if " on" in tokenizer.decode(ids[: i + 1]))
+    assert got["usage"]["completion_tokens"] == last + 1
+    entries = got["choices"][0]["logprobs"]["content"]
+    assert "".join(e["token"] for e in entries) == "hello said"
+
+
+# --- logprobs ---
+
+
+def test_logprobs_are_the_models_own(server, model, tokenizer):
+    fields = {"seed": 7, "temperature": 0.5, "top_k": 3, "logit_bias": {"2": -100}}
+    got = chat(server, max_tokens=12, logprobs=True, top_logprobs=4, **fields)
+    ids = local_ids(
+        model,
+        tokenizer,
+        seed=7,
+        temperature=0.5,
+        top_k=3,
+        sequence_bias={(2,): -100.0},
+        max_new_tokens=12,
+    )
+    prompt = tokenizer.apply_chat_template(
+        HI, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )["input_ids"][0]
+    with torch.no_grad():
+        logits = model(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits.log_softmax(-1)  # (12, vocab): before temperature and filters
+    entries = got["choices"][0]["logprobs"]["content"]
+    assert len(entries) == len(ids)
+    for entry, token, row in zip(entries, ids.tolist(), logprobs, strict=True):
+        assert entry["logprob"] == pytest.approx(row[token].item(), abs=1e-4)
+        assert set(entry) == {"token", "logprob", "bytes", "top_logprobs"}
+        top = [alternative["logprob"] for alternative in entry["top_logprobs"]]
+        assert top == pytest.approx(row.topk(4).values.tolist(), abs=1e-4)
+    chunks = chunks_of(server, max_tokens=12, logprobs=True, top_logprobs=4, **fields)
+    streamed = [
+        entry
+        for chunk in chunks
+        for entry in chunk["choices"][0].get("logprobs", {"content": []})["content"]
+    ]
+    assert streamed == entries
+
+
+def test_logprobs_without_top_logprobs_have_an_empty_list(server):
+    entries = chat(server, max_tokens=2, logprobs=True)["choices"][0]["logprobs"]
+    assert [entry["top_logprobs"] for entry in entries["content"]] == [[], []]
+
+
+def test_bytes_are_the_texts_even_where_a_token_is_half_a_character(tokenizer):
+    server, ids = scripted(tokenizer, STORY)
+    with server:
+        choice = chat(server, temperature=0, logprobs=True, top_logprobs=1)["choices"][
+            0
+        ]
+    entries = choice["logprobs"]["content"]
+    assert len(entries) == len(ids) - 1  # EOS has none
+    assert b"".join(bytes(e["bytes"]) for e in entries) == STORY.encode()
+    fox = next(e for e in entries if e["bytes"] == [0xF0])
+    assert fox["token"] == r"\xf0"
+    first = entries[0]
+    assert first["top_logprobs"][0]["token"] == first["token"]
+
+
+def test_bytes_of_special_and_sentencepiece_tokens(tokenizer):
+    assert token_bytes(tokenizer, 2) == b"<eos>"
+    assert token_bytes(tokenizer, 10**6) == b""  # a padded vocabulary
+    pieces = sentencepiece_tokenizer()
+    wanted = {"▁the": b" the", "<0xC3>": b"\xc3", "</s>": b"</s>"}
+    for piece, raw in wanted.items():
+        assert token_bytes(pieces, pieces.convert_tokens_to_ids(piece)) == raw
+    assert printable(b"\xc3") == r"\xc3"
+
+
+# --- the shape of answers ---
+
+
+def test_a_completion_has_the_fields_of_the_api(server):
+    got = chat(server, max_tokens=1, seed=0)
+    assert list(got) == ["id", "object", "created", "model", "choices", "usage"]
+    assert got["id"].startswith("chatcmpl-")
+    assert got["object"] == "chat.completion"
+    assert got["model"] == "tiny"
+    (choice,) = got["choices"]
+    assert list(choice) == ["index", "message", "finish_reason"]
+    assert choice["message"]["role"] == "assistant"
+
+
+def test_the_lines_of_a_stream(tokenizer):
+    server, _ = scripted(tokenizer, "abc")
+    fields = {"stream": True, "stream_options": {"include_usage": True}}
+    with server:
+        body = {"model": server.model, "messages": HI, "temperature": 0, **fields}
+        response = post(server, body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    for chunk in chunks:
+        assert chunk["object"] == "chat.completion.chunk"
+        assert chunk["id"] == chunks[0]["id"]
+
+    def choice(delta, reason=None):
+        return [{"index": 0, "delta": delta, "finish_reason": reason}]
+
+    assert [chunk["choices"] for chunk in chunks] == [
+        choice({"role": "assistant", "content": ""}),
+        choice({"content": "a"}),
+        choice({"content": "b"}),
+        choice({"content": "c"}),
+        choice({}, "stop"),
+        [],
+    ]
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 5
+    assert chunks[-1]["usage"]["completion_tokens"] == 4
+
+
+def test_without_include_usage_no_chunk_speaks_of_it(server):
+    assert not any("usage" in chunk for chunk in chunks_of(server, max_tokens=2))
+
+
+def test_the_openai_client_reads_it_all(client, model, tokenizer):
+    assert [m.id for m in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    ask = {"model": "tiny", "messages": HI, "seed": 3, "max_tokens": 24}
+    expected = local_text(model, tokenizer, seed=3)
+    got = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+    assert got.choices[0].message.content == expected
+    assert len(got.choices[0].logprobs.content[0].top_logprobs) == 2
+    stream = client.chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    )
+    *chunks, last = stream
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(pieces) == expected
+    assert last.usage == got.usage
+
+
+def test_serve_works_inside_a_running_event_loop(model, tokenizer):
+    """As in a Jupyter kernel."""
+
+    async def cell():
+        with serve(model, tokenizer) as server:
+            async with openai.AsyncOpenAI(
+                base_url=server.base_url, api_key="x", max_retries=0
+            ) as client:
+                got = await client.chat.completions.create(
+                    model=server.model, messages=HI, temperature=0, max_tokens=24
+                )
+                return got.choices[0].message.content
+
+    assert asyncio.run(cell()) == local_text(model, tokenizer)
+
+
+def test_a_folders_name_is_the_models_not_its_path(tmp_path, tokenizer):
+    model = random_llama(vocab_size=len(tokenizer))
+    (tmp_path / "my-model").mkdir()
+    model.config._name_or_path = str(tmp_path / "my-model")
+    with serve(model, tokenizer) as server:
+        assert server.model == "my-model"
+
+
+def test_a_name_with_a_slash_can_be_looked_up(model, tokenizer):
+    with serve(model, tokenizer, name="org/model") as server:
+        assert (
+            httpx.get(f"{server.base_url}/models/org/model").json()["id"] == "org/model"
+        )
+
+
+# --- bad requests ---
+
+WRONG = {"role": "user", "content": "x"}
+BAD_FIELDS = [
+    ({"model": "absent"}, "model", "missing"),
+    ({"model": 5}, "model", "5"),
+    ({"messages": "absent"}, "messages", "missing"),
+    ({"messages": None}, "messages", "null"),
+    ({"messages": []}, "messages", "[]"),
+    ({"messages": "hello"}, "messages", '"hello"'),
+    ({"messages": ["hello"]}, "messages[0]", '"hello"'),
+    ({"messages": [{**WRONG, "role": "tool"}]}, "messages[0].role", '"tool"'),
+    ({"messages": [{**WRONG, "content": 5}]}, "messages[0].content", "5"),
+    ({"messages": [{**WRONG, "content": None}]}, "messages[0].content", "null"),
+    ({"messages": [{**WRONG, "content": [{"type": "image_url"}]}]}, None, "image_url"),
+    ({"messages": [{**WRONG, "name": "Bo"}]}, "messages[0].name", "role, content"),
+    ({"messages": [*HI, {"role": "user"}]}, "messages[1].content", "missing"),
+    ({"stream": "yes"}, "stream", '"yes"'),
+    ({"stream": 1}, "stream", "1"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "include_usage"),
+    ({"stream": True, "stream_options": 3}, "stream_options", "3"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "'stream'"),
+    ({"max_tokens": 0}, "max_tokens", "0"),
+    ({"max_tokens": "9"}, "max_tokens", '"9"'),
+    ({"max_completion_tokens": -1}, "max_completion_tokens", "-1"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "4"),
+    ({"temperature": 2.1}, "temperature", "2.1"),
+    ({"temperature": -0.1}, "temperature", "-0.1"),
+    ({"temperature": "hot"}, "temperature", '"hot"'),
+    ({"temperature": True}, "temperature", "true"),
+    ({"top_p": 0}, "top_p", "0"),
+    ({"top_p": 1.01}, "top_p", "1.01"),
+    ({"top_k": -1}, "top_k", "-1"),
+    ({"top_k": 1.5}, "top_k", "1.5"),
+    ({"seed": "one"}, "seed", '"one"'),
+    ({"seed": 2**63}, "seed", str(2**63)),
+    ({"stop": ""}, "stop[0]", '""'),
+    ({"stop": ["a", 5]}, "stop[1]", "5"),
+    ({"stop": 5}, "stop", "5"),
+    ({"stop": list("abcde")}, "stop", "up to 4"),
+    ({"n": 0}, "n", "0"),
+    ({"n": 9}, "n", "9"),
+    ({"logprobs": 1}, "logprobs", "1"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "21"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "-1"),
+    ({"top_logprobs": 2}, "top_logprobs", "'logprobs'"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5", "101"),
+    ({"logit_bias": {"5": "x"}}, "logit_bias.5", '"x"'),
+    ({"logit_bias": [5]}, "logit_bias", "[5]"),
+    ({"logit_bias": {"cat": 1}}, "logit_bias", '"cat"'),
+    ({"logit_bias": {"-1": 1}}, "logit_bias", '"-1"'),
+    ({"logit_bias": {"05": 1}}, "logit_bias", '"05"'),
+    ({"logit_bias": {"99999": 1}}, "logit_bias", '"99999"'),
+    ({"frequency_penalty": 2.5}, "frequency_penalty", "2.5"),
+    ({"presence_penalty": -3}, "presence_penalty", "-3"),
+    ({"tools": []}, "tools", "top_logprobs"),
+    ({"tools": None}, "tools", "null"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
+    ({"user": "me"}, "user", '"me"'),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "quoted"), BAD_FIELDS)
+def test_a_bad_field_gives_400_and_is_named(server, fields, param, quoted):
+    body = {"model": "tiny", "messages": HI, **fields}
+    response = post(server, {k: v for k, v in body.items() if v != "absent"})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    if param is not None:
+        assert error["param"] == param
+        assert f"'{param}" in error["message"]
+    assert quoted in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "JSON object"),
+        (b"{", "not valid JSON"),
+        (b"[]", "JSON object"),
+        (b"\xff", "body"),
+        (b"[" * 100_000, "body"),
+        (b'{"messages": ' + b"[" * 900 + b"]" * 900 + b"}", "messages"),
+        (b'{"model": "tiny", "messages": [], "temperature": NaN}', "messages"),
+        (
+            b'{"model":"tiny","messages":[{"role":"user","content":"\\ud800"}]}',
+            "\ud800",
+        ),
+        (b'{"model":"\\ud800","messages":[{"role":"user","content":"x"}]}', "\ud800"),
+    ],
+)
+def test_a_body_that_is_no_request_gives_an_error_that_says_so(server, content, says):
+    response = post(
+        server, content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == (404 if b'"model":"\\ud800' in content else 400)
+    assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(server, value):
+    messages = json.dumps(HI)
+    body = f'{{"model": "tiny", "messages": {messages}, "temperature": {value}}}'
+    response = post(
+        server, content=body.encode(), headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "temperature"
+
+
+def test_a_body_beyond_the_limit_gives_413(server):
+    big = [{"role": "user", "content": "a" * 5_000_000}]
+    response = post(server, {"model": "tiny", "messages": big})
+    assert response.status_code == 413
+    assert "4194304" in response.json()["error"]["message"]
+
+    def endless():  # no Content-Length
+        for _ in range(100):
+            yield b" " * 100_000
+
+    response = post(server, content=endless())
+    assert response.status_code == 413
+
+
+def test_a_wrong_model_gives_404_and_the_models_there_are(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-5", messages=HI)
+    assert caught.value.code == "model_not_found"
+    assert '"gpt-5"' in str(caught.value)
+    assert '"tiny"' in str(caught.value)
+    with pytest.raises(openai.NotFoundError, match="tiny"):
+        client.models.retrieve("gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/completions", 404),
+        ("DELETE", "/models", 405),
+    ],
+)
+def test_an_unknown_url_gives_an_openai_shaped_error(server, method, path, status):
+    response = httpx.request(method, server.base_url + path)
+    assert response.status_code == status
+    assert "/v1/chat/completions" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_long_for_the_context_gives_400_before_the_model_runs(
+    model, tokenizer, stream
+):
+    watched = Watched(model)
+    long = [{"role": "user", "content": "z" * 2 * CONTEXT}]
+    with serve(watched, tokenizer) as server:
+        for fields, param in [
+            ({"messages": long}, "messages"),
+            ({"messages": HI, "max_tokens": CONTEXT}, "max_tokens"),
+        ]:
+            body = {"model": server.model, "stream": stream, **fields}
+            response = post(server, body)
+            assert response.status_code == 400
+            error = response.json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert error["param"] == param
+            assert str(CONTEXT) in error["message"]
+    assert watched.caches == []
+
+
+def test_a_model_that_fails_gives_an_error_and_the_server_goes_on(model, tokenizer):
+    failures = iter([RuntimeError("out of memory")] * 2)
+
+    def fail():
+        for error in failures:
+            raise error
+
+    with serve(Watched(model, before=fail), tokenizer) as server:
+        response = post(server, {"model": server.model, "messages": HI})
+        assert response.status_code == 500
+        error = response.json()["error"]
+        assert error["type"] == "server_error"
+        assert "out of memory" in error["message"]
+        with (
+            openai_client(server) as client,
+            pytest.raises(openai.APIError, match="out of memory"),
+        ):
+            list(
+                client.chat.completions.create(
+                    model=server.model, messages=HI, stream=True
+                )
+            )
+        got = chat(server, temperature=0, max_tokens=24)
+    assert text_of(got) == local_text(model, tokenizer)
+
+
+# --- many clients, some of which leave ---
+
+
+def test_twenty_clients_at_once_each_get_their_own_text(server, model, tokenizer):
+    expected = [local_text(model, tokenizer, seed=seed) for seed in range(20)]
+
+    def ask(seed):
+        if seed % 2:
+            return text_of(chat(server, seed=seed, max_tokens=24))
+        return streamed_text(chunks_of(server, seed=seed, max_tokens=24))
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(ask, range(20))) == expected
+
+
+def test_clients_take_turns_token_by_token(model, tokenizer):
+    # The first is slow until the second has come, so that they overlap.
+    watched = Watched(model)
+    watched.before = lambda: time.sleep(0 if len(owners()) > 1 else 0.03)
+
+    def owners():
+        return {id(cache) for cache in watched.caches}
+
+    keep_going = {"logit_bias": {"2": -100}}
+    with serve(watched, tokenizer) as server, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(chat, server, max_tokens=100, **keep_going)
+        while not watched.caches:
+            time.sleep(0.001)
+        chat(server, max_tokens=20, **keep_going)
+        assert not long.done()
+        long.result()
+    first = watched.caches[0]
+    mine = [i for i, cache in enumerate(watched.caches) if cache is not first]
+    assert len(mine) == 20
+    between = watched.caches[mine[0] : mine[-1]]
+    theirs = sum(cache is first for cache in between)
+    assert 18 <= theirs <= 20  # one of theirs after each of mine
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_stops_its_generation(model, tokenizer, stream):
+    gate = threading.Semaphore(0)
+    watched = Watched(model, before=gate.acquire)
+    url = "/chat/completions"
+    body = {"messages": HI, "stream": stream, "logit_bias": {"2": -100}}
+    with serve(watched, tokenizer) as server:
+        body["model"] = server.model
+        gate.release(3)
+        with httpx.Client(base_url=server.base_url, timeout=60) as client:
+            if stream:
+                with client.stream("POST", url, json=body) as response:
+                    for _ in zip(range(3), response.iter_lines(), strict=False):
+                        pass  # then leave the block, which closes the connection
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post(url, json=body, timeout=0.5)
+        gate.release(10_000)
+        # If it went on, it would take a step for each of this one's.
+        chat(server, max_tokens=80, logit_bias={"2": -100})
+        assert len(watched.caches) <= 3 + 80 + 5
+
+
+# --- starting and stopping ---
+
+
+def names_of_threads():
+    return [t.name for t in threading.enumerate() if t.name.startswith("tiny-models")]
+
+
+def test_close_leaves_no_thread_and_no_listener(model, tokenizer):
+    before = names_of_threads()
+    server = serve(model, tokenizer)
+    chat(server, max_tokens=1)
+    assert len(names_of_threads()) == len(before) + 2
+    server.close()
+    server.close()  # twice does no harm
+    assert names_of_threads() == before
+    assert "closed" in repr(server)
+    with openai_client(server) as client, pytest.raises(openai.APIConnectionError):
+        client.models.list()
+
+
+def test_close_ends_a_stream_with_an_error_that_says_why(model, tokenizer):
+    watched = Watched(model, before=lambda: time.sleep(0.02))
+    server = serve(watched, tokenizer)
+    with openai_client(server) as client:
+        stream = client.chat.completions.create(
+            model=server.model, messages=HI, stream=True, logit_bias={"2": -100}
+        )
+        next(stream), next(stream)
+        server.close()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+    assert len(watched.caches) < 100
+
+
+def test_a_port_in_use_gives_one_clear_error(server, model, tokenizer):
+    before = names_of_threads()
+    with pytest.raises(OSError, match=f"port {server.port} on 127.0.0.1 is in use"):
+        serve(model, tokenizer, port=server.port)
+    assert names_of_threads() == before
+
+
+def test_a_bad_address_gives_a_clear_error(model, tokenizer):
+    with pytest.raises(ValueError, match="port is 70000"):
+        serve(model, tokenizer, port=70000)
+    with pytest.raises(OSError, match="cannot serve on 203.0.113.1 port 0"):
+        serve(model, tokenizer, host="203.0.113.1")
+
+
+def test_a_port_that_was_closed_can_be_had_again(model, tokenizer):
+    with serve(model, tokenizer) as first:
+        chat(first, max_tokens=1)
+    with serve(model, tokenizer, port=first.port) as second:
+        assert second.base_url == first.base_url == f"http://127.0.0.1:{first.port}/v1"
+        chat(second, max_tokens=1)
+
+
+def test_the_server_is_quiet(model, tokenizer, capfd):
+    with serve(model, tokenizer) as server:
+        chat(server, max_tokens=1)
+        post(server, {"model": "wrong"})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_that_forgets_close_can_end(tmp_path):
+    """As a kernel does that is restarted in the middle of an answer."""
+    program = """
+import sys, threading, httpx
+sys.path.insert(0, sys.argv[1])
+from test_server import *
+tokenizer = byte_level_tokenizer()
+model = random_llama(vocab_size=len(tokenizer), max_position_embeddings=10**6)
+server = serve(Watched(model, before=lambda: time.sleep(0.01)), tokenizer)
+body = {"model": server.model, "messages": HI, "stream": True}
+lines = httpx.Client().stream("POST", server.base_url + "/chat/completions", json=body)
+lines = lines.__enter__().iter_lines()
+next(lines), next(lines), next(lines)
+print("bye")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, os.path.dirname(__file__)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bye\n", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent alone on Windows")
+def test_the_command_serves_until_ctrl_c(tmp_path, model, tokenizer):
+    model.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    command = [sys.executable, "-m", "tiny_models.server", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--model", str(tmp_path / "small")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        base_url = next(word for word in line.split() if word.startswith("http"))
+        assert httpx.get(f"{base_url}/models").json()["data"][0]["id"] == "small"
+    finally:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors == ""
+
+
+def test_the_command_says_in_one_line_what_is_wrong(
+    monkeypatch, server, model, tokenizer
+):
+    import tiny_models.loading
+    from tiny_models.server import main
+
+    monkeypatch.setattr(tiny_models.loading, "load", lambda name: (model, tokenizer))
+    monkeypatch.setattr(sys, "argv", ["server", "--port", str(server.port)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert f"port {server.port} on 127.0.0.1 is in use" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- the course's own model ---
+
+
+def test_the_default_model_gives_the_text_of_generate():
+    from tiny_models import ModelNotAvailable, load
+
+    try:
+        model, tokenizer = load()
+    except ModelNotAvailable as error:
+        pytest.skip(str(error))
+    messages = [{"role": "user", "content": "Name a fox. Use an emoji."}]
+    with serve(model, tokenizer) as server:
+        for fields in ({"temperature": 0}, {"seed": 1, "top_k": 50, "top_p": 0.9}):
+            options = {k: v for k, v in fields.items() if k != "temperature"}
+            expected = local_text(
+                model, tokenizer, messages=messages, max_new_tokens=10, **options
+            )
+            request = {"messages": messages, "max_tokens": 10, **fields}
+            assert text_of(chat(server, **request)) == expected
+            assert streamed_text(chunks_of(server, **request)) == expected
