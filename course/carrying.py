@@ -2,19 +2,23 @@
 
 from pathlib import Path
 
-from course import notebook, plugin
+from course import checking, explain, notebook, plugin
 from course.paths import LESSONS, SOLUTIONS, lesson_names, tests_of
+
+REASONS = {
+    explain.DONE: None,
+    explain.WRONG: "yours does not pass its checks yet",
+    explain.TO_DO: "you have not written yours yet",
+}
 
 
 def carry(name: str):
-    """Your own `name` from its lesson's saved notebook if it passes its checks there,
-    else the course's reference; prints which.
+    """Your own `name` from its lesson's saved notebook if it passes its checks, else
+    the course's reference; prints which.
 
     Always the reference in solutions/, and while a saved notebook is being checked.
     Raises LookupError when no lesson has an exercise of that name.
     """
-    from course.checking import passes
-
     lesson = _lesson_of(name)
     reference = plugin.loaded(SOLUTIONS / f"{lesson}.ipynb").get(name)
     if notebook.loading.get():
@@ -25,7 +29,7 @@ def carry(name: str):
     saved = LESSONS / f"{lesson}.ipynb"
     try:
         mine = plugin.exercise_of(saved, name)
-        why = None if passes(name, mine) else "yours does not pass its checks yet"
+        why = REASONS[checking.state_of(name, mine)]
     except notebook.NotebookProblem as problem:
         mine, why = None, str(problem)
     if why is None:
@@ -36,9 +40,7 @@ def carry(name: str):
 
 
 def _lesson_of(name: str) -> str:
-    asked = f'exercise("{name}")'
     for lesson in lesson_names():
-        tests = tests_of(lesson)
-        if tests.exists() and asked in tests.read_text(encoding="utf-8"):
+        if tests_of(lesson) in checking.test_files(name):
             return lesson
     raise LookupError(f"no lesson has an exercise called {name!r}")

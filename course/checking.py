@@ -26,7 +26,7 @@ def check(exercise) -> None:
     """
     __tracebackhide__ = True
     name = _name_of(exercise, sys._getframe(1).f_globals)
-    files = _test_files(name)
+    files = test_files(name)
     if not files:
         raise NotPassed(
             f"check was given {name}, which is no exercise. Give it the function "
@@ -38,11 +38,10 @@ def check(exercise) -> None:
     print("\n".join(lines))
 
 
-def passes(name: str, exercise) -> bool:
-    """Do all tests of the exercise `name` pass on this object? Prints nothing."""
+def state_of(name: str, exercise) -> str:
+    """DONE, WRONG or TO_DO: what the tests of `name` say of this object, in silence."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        results = run(name, exercise, _test_files(name))
-    return bool(results) and all(v.state == explain.DONE for _, v in results)
+        return report(name, run(name, exercise, test_files(name)))[1]
 
 
 def run(name: str, exercise, files) -> list[tuple[str, explain.Verdict]]:
@@ -97,15 +96,16 @@ def _cause(text: str) -> str:
 def _name_of(exercise, names) -> str:
     """The exercise's name: its own, or the variable that holds it (a lambda)."""
     name = getattr(exercise, "__name__", None)
-    if isinstance(name, str) and _test_files(name):
+    if isinstance(name, str) and test_files(name):
         return name
-    held = [n for n, value in names.items() if value is exercise and _test_files(n)]
+    held = [n for n, value in names.items() if value is exercise and test_files(n)]
     if held:
         return held[0]
     return name if isinstance(name, str) else f"a {type(exercise).__name__}"
 
 
-def _test_files(name: str):
+def test_files(name: str):
+    """The test files that ask for the exercise `name`."""
     asked = f'exercise("{name}")'
     return [
         path

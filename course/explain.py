@@ -43,8 +43,6 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
         text += "loop end?"
     elif isinstance(error, pytest.fail.Exception) or _is_ours(error):
         return Verdict(WRONG, _first_part(error))
-    elif isinstance(error, KeyboardInterrupt):
-        text = "interrupted"
     elif isinstance(error, SystemExit):
         text = "it calls exit(), which would end the notebook: return or raise instead"
     elif isinstance(error, RecursionError):

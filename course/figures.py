@@ -40,7 +40,7 @@ def token_label(tokenizer, token_id: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Spaces as ␣, line ends as ⏎, tabs as →, and no $ that matplotlib takes for maths."""
+    """Spaces as ␣, line ends as ⏎, tabs as →; a $ that matplotlib leaves alone."""
     for character, shown in ((" ", "␣"), ("\n", "⏎"), ("\t", "→"), ("$", r"\$")):
         text = text.replace(character, shown)
     return text

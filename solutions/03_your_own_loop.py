@@ -201,13 +201,13 @@ print("same tokens as generate:", torch.equal(mine, theirs))
 # Greedy picks the best token at every step. **Predict:** is the text then the best text?
 
 # %% tags=["nbval-check-output"]
-story = tokenizer("Once upon a time there was a", return_tensors="pt").input_ids
-story = story.to(model.device)
-print(tokenizer.decode(decode(model, story, 40, pick_greedy)[0]))
+morning = tokenizer("In the morning I", return_tensors="pt").input_ids
+out = decode(model, morning.to(model.device), 40, pick_greedy)
+print(tokenizer.decode(out[0]))
 
 # %% [markdown]
-# It starts well and then goes in a circle. Likely is not the same as good; lesson 08
-# measures that. The alternative is to *sample*: draw the next token with the
+# It drives in a circle. Each token is the likeliest one, and the text is worthless: likely
+# is not the same as good, and lesson 08 measures that. The alternative is to *sample*: draw the next token with the
 # probabilities that the model gives. One knob is usually turned first: divide all logits
 # by a *temperature*. Below 1 it makes the distribution more peaked, above 1 flatter.
 
@@ -251,15 +251,29 @@ check(pick_sample)
 # **Predict.** The same seed at three temperatures. Which of the texts will make sense?
 
 # %% tags=["nbval-check-output"]
+story = tokenizer("Once upon a time there was a", return_tensors="pt").input_ids
+story = story.to(model.device)
 for temperature in (0.3, 1.0, 2.0):
     torch.manual_seed(0)
     out = decode(model, story, 20, lambda x: pick_sample(x, temperature))
     print(temperature, repr(tokenizer.decode(out[0, story.shape[1] :])))
 
 # %% [markdown]
-# At 2.0 the text falls apart within a few tokens. No single bad token is likely, but
-# there are 49,152 tokens, and together the bad ones own most of the probability.
-# Temperature cannot tell a *rare* token from a *wrong* one. Lesson 04 starts there.
+# At 2.0 the text falls apart at once. No single bad token is likely, but there are 49,152
+# tokens. How much of the probability do all but the 1,000 likeliest, the *tail*, own
+# together?
+
+# %% tags=["nbval-check-output"]
+logits = next_token_logits(model, story)[0]
+for temperature in (0.3, 1.0, 2.0):
+    ordered = (logits / temperature).softmax(-1).sort(descending=True).values
+    print(
+        f"temperature {temperature}: {ordered[1000:].sum():.1%} outside the top 1,000"
+    )
+
+# %% [markdown]
+# Temperature cannot tell a *rare* token from a *wrong* one: it lifts both. Lesson 04 starts
+# there.
 #
 # Now the second proof. `generate` samples with torch's global generator, and so do you.
 # The same seed must give the same tokens:
@@ -274,7 +288,7 @@ for seed in range(3):
 
 # %% [markdown]
 # The `top_k=0` is needed: unless you switch it off, `generate` samples from the 50
-# likeliest tokens only (lesson 04).
+# likeliest tokens only (lesson 02 showed it, lesson 04 explains it).
 #
 # ## 4. What a seed is worth
 #
@@ -391,24 +405,24 @@ for options in ({"do_sample": False}, {"do_sample": True, "temperature": 0.7}):
 #
 # ## 6. The tree
 #
-# Greedy decoding follows one path through a tree of possibilities. Here is that path
-# with, at each step, the three likeliest tokens, from your own functions.
+# Greedy decoding follows one path through a tree of possibilities. Here is that path, from
+# your own functions: the three likeliest tokens at each step. The thicker the line, the
+# likelier the token; the branches that were not taken hang below.
 
 # %%
-fig, ax = plt.subplots(figsize=(8, 3.6))
-path = ids
+fig, ax = plt.subplots(figsize=(8, 2.4))
+path, box = ids, {"facecolor": "white", "edgecolor": "none", "pad": 2}
 for step in range(5):
     logits = next_token_logits(model, path)
     best = logits[0].softmax(-1).topk(3)
     for n, (token, p) in enumerate(zip(best.indices, best.values, strict=True)):
         colour = figures.BLUE if n == 0 else figures.GREY
-        ax.plot([step, step + 1], [-step, -step - n], color=colour, linewidth=1 + 4 * p)
-        label = f"{figures.token_label(tokenizer, token)}  {p:.2f}"
-        ax.annotate(
-            label, (step + 1, -step - n), xytext=(5, 0), textcoords="offset points"
-        )
+        ax.plot([step, step + 1], [0, -n], color=colour, linewidth=1 + 5 * p.item())
+        label = f"{figures.token_label(tokenizer, token)}\n{p:.2f}"
+        ax.text(step + 1, -n, label, ha="center", va="center", bbox=box)
     path = torch.cat([path, pick_greedy(logits)], dim=-1)
-ax.set(xlim=(-0.1, 6.2))
+ax.text(0, 0, "... is", ha="center", va="center", bbox=box)
+ax.set(xlim=(-0.2, 5.4), ylim=(-2.4, 0.4))
 ax.axis("off")
 plt.show()
 

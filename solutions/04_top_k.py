@@ -197,10 +197,21 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# The dashed line is `generate`'s default. After the peaked prompt, `k=50` keeps 45
-# tokens that you would rather not see; after the flat one it throws a third of the
-# probability away, good words among it. No single `k` fits both. That is the weakness
-# of top-k, and why lesson 06 has cuts that adapt.
+# The dashed line is `generate`'s default. After the peaked prompt, 50 tokens hold 95% of
+# the probability, nearly all of it on the first few. After the flat one they hold two
+# thirds, and the other third is thrown away. What is thrown away there?
+
+# %% tags=["nbval-check-output"]
+for prompt in prompts:
+    order = logits_after(prompt)[0].sort(descending=True).indices
+    print(prompt)
+    print("   ranks 6 to 13:  ", [tokenizer.decode(i) for i in order[5:13]])
+    print("   ranks 51 to 58: ", [tokenizer.decode(i) for i in order[50:58]])
+
+# %% [markdown]
+# After "France is", rank 10 is already a poor answer, and `k=50` keeps it. After "there was
+# a", rank 55 would be a fine next word, and `k=50` removes it. No single `k` fits both.
+# That is the weakness of top-k, and why lesson 06 has cuts that adapt.
 #
 # ## 3. Ties
 #

@@ -193,7 +193,8 @@ out = model.generate(**prompt, max_new_tokens=40, min_new_tokens=30, do_sample=F
 print(tokenizer.decode(out[0, ids.shape[1] :]))
 
 # %% [markdown]
-# A forbidden EOS does not make a longer answer. It makes a finished answer go on.
+# The first sentence is the same, word for word. Forbidding EOS does not make the model take
+# a different way from the start; it makes a finished answer go on.
 #
 # ## 3. Several texts at once
 #
@@ -655,7 +656,7 @@ check(CustomDecoder)
 # The course so far, in one cell. The same question with the same seed: through the API,
 # streamed and not; through `generate`; through your own decoder, with your own streaming.
 
-# %% tags=["nbval-check-output"]
+# %%
 from openai import OpenAI
 
 from tiny_models import serve
@@ -684,6 +685,7 @@ def ask_api(client, server, stream, temperature, seed):
     return "".join(delta or "" for delta in deltas)
 
 
+# %% tags=["nbval-check-output"]
 with serve(model, tokenizer) as server:
     client = OpenAI(base_url=server.base_url, api_key="none")
     for temperature, seed in ((0, 0), (0.9, 0), (0.9, 1), (0.9, 2)):

@@ -131,6 +131,17 @@ def test_greedy_picks_for_batches_and_negative_logits(pick_greedy):
         assert got[row].item() == best, f"row {row}: {got[row].item()}, expected {best}"
 
 
+def test_greedy_is_the_first_step_of_generate(pick_greedy):
+    model = random_llama(eos_token_id=None)
+    oracle = model.generate(
+        PROMPTS, attention_mask=torch.ones_like(PROMPTS), max_new_tokens=1
+    )
+    with torch.no_grad():
+        logits = model(PROMPTS).logits[:, -1]
+    got = pick_greedy(logits)
+    expect.same_ids(got, oracle[:, -1:], "pick_greedy of a random model's logits")
+
+
 # --- decode ---------------------------------------------------------------------------
 
 

@@ -478,7 +478,7 @@ def test_the_defaults_are_those_of_generate(CustomDecoder):
 @MODELS
 def test_greedy_on_one_prompt(CustomDecoder, make):
     same_as_generate(
-        CustomDecoder, make(), *ONE, "greedy, one prompt,", max_new_tokens=10
+        CustomDecoder, make(), *ONE, "generate, greedy, one prompt,", max_new_tokens=10
     )
 
 
@@ -486,7 +486,12 @@ def test_greedy_on_one_prompt(CustomDecoder, make):
 def test_greedy_on_a_left_padded_batch(CustomDecoder, make):
     hint = "Rows need their mask and their positions; finished ones get padding."
     same_as_generate(
-        CustomDecoder, make(), *THREE, "greedy, 3 prompts,", hint, max_new_tokens=10
+        CustomDecoder,
+        make(),
+        *THREE,
+        "generate, greedy, 3 padded prompts,",
+        hint,
+        max_new_tokens=10,
     )
 
 
@@ -499,7 +504,7 @@ def test_sampling_with_top_k(CustomDecoder, make, batch, top_k):
             CustomDecoder,
             make(),
             *batch,
-            f"sampled with top_k={top_k}, temperature={temperature},",
+            f"generate, do_sample, top_k={top_k}, temperature={temperature},",
             "The order of generate: temperature, top-k, softmax, draw.",
             max_new_tokens=8,
             do_sample=True,
@@ -513,7 +518,7 @@ def test_sampling_with_the_default_top_k(CustomDecoder):
         CustomDecoder,
         random_llama(),
         *ONE,
-        "sampled without a top_k,",
+        "generate, do_sample, no top_k given,",
         "The default of generate is 50.",
         max_new_tokens=12,
         do_sample=True,
@@ -531,7 +536,7 @@ def test_the_eos_ids_are_the_models(CustomDecoder, make, batch):
             CustomDecoder,
             model,
             *batch,
-            f"EOS {model.generation_config.eos_token_id}",
+            f"generate, EOS ids {model.generation_config.eos_token_id},",
             hint,
             max_new_tokens=12,
         )
@@ -542,7 +547,7 @@ def test_a_model_without_a_pad_token_pads_with_eos(CustomDecoder):
     model.generation_config.eos_token_id = frequent_tokens(model, 2)
     model.generation_config.pad_token_id = None
     same_as_generate(
-        CustomDecoder, model, *THREE, "no pad_token_id,", max_new_tokens=12
+        CustomDecoder, model, *THREE, "generate, no pad_token_id,", max_new_tokens=12
     )
 
 
@@ -555,7 +560,7 @@ def test_a_vocabulary_smaller_than_top_k(CustomDecoder):
             model,
             ids,
             torch.ones_like(ids),
-            f"a vocabulary of 40, top_k=50, do_sample={do_sample},",
+            f"generate, 40 tokens in the vocabulary, do_sample={do_sample},",
             max_new_tokens=5,
             do_sample=do_sample,
         )

@@ -191,6 +191,12 @@ def local_text(model, tokenizer, **options):
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
+def always(tokenizer, word):
+    """A logit_bias under which every token is this word: no EOS, no half character."""
+    (token,) = tokenizer(word)["input_ids"]
+    return {str(token): 100}
+
+
 def scripted(tokenizer, text, eos=True):
     """A server whose model says this text, once."""
     ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] * eos
@@ -235,17 +241,17 @@ def test_gpt2_with_its_absolute_positions_gives_the_text_of_generate(tokenizer):
 def test_an_eos_sampled_in_the_middle_ends_the_text_as_in_generate(
     server, model, tokenizer
 ):
-    # A bias on EOS, so that some seeds end early and some do not.
-    endings = []
-    for seed in range(6):
-        ids = local_ids(model, tokenizer, seed=seed, sequence_bias={(2,): 3.0})
-        got = chat(server, seed=seed, max_tokens=24, logit_bias={"2": 3})
+    endings = set()
+    for bias, seed in itertools.product((-100, 3, 100), range(3)):
+        eos = {(2,): float(bias)}
+        ids = local_ids(model, tokenizer, seed=seed, sequence_bias=eos)
+        got = chat(server, seed=seed, max_tokens=24, logit_bias={"2": bias})
         assert text_of(got) == tokenizer.decode(ids, skip_special_tokens=True)
         assert got["usage"]["completion_tokens"] == len(ids)
         ended = ids[-1].item() == 2
         assert got["choices"][0]["finish_reason"] == ("stop" if ended else "length")
-        endings.append(ended)
-    assert len(set(endings)) == 2  # else this test has seen only half
+        endings.add(ended)
+    assert endings == {True, False}
 
 
 def test_every_id_of_a_list_of_eos_ids_ends_the_text(tokenizer):
@@ -266,17 +272,20 @@ def test_the_learners_random_stream_is_not_touched(server):
 
 
 def test_without_a_seed_answers_differ(server):
-    assert text_of(chat(server, max_tokens=24)) != text_of(chat(server, max_tokens=24))
+    fields = {"max_tokens": 24, "logit_bias": {"2": -100}}
+    assert text_of(chat(server, **fields)) != text_of(chat(server, **fields))
 
 
 def test_choice_i_has_the_seed_plus_i(server, model, tokenizer):
-    expected = [local_text(model, tokenizer, seed=5 + i) for i in range(3)]
+    ids = [local_ids(model, tokenizer, seed=5 + i) for i in range(3)]
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    assert len(set(expected)) == 3
     got = chat(server, seed=5, n=3, max_tokens=24)
     assert [choice["index"] for choice in got["choices"]] == [0, 1, 2]
     assert [text_of(got, i) for i in range(3)] == expected
     prompt = got["usage"]["prompt_tokens"]
-    assert got["usage"]["completion_tokens"] == 3 * 24
-    assert got["usage"]["total_tokens"] == prompt + 3 * 24
+    assert got["usage"]["completion_tokens"] == sum(map(len, ids))
+    assert got["usage"]["total_tokens"] == prompt + sum(map(len, ids))
     chunks = chunks_of(server, seed=5, n=3, max_tokens=24)
     assert [streamed_text(chunks, i) for i in range(3)] == expected
 
@@ -331,7 +340,7 @@ def test_a_chat_template_that_refuses_gives_400(model):
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_max_tokens_counts_new_tokens(server, tokenizer, field):
-    got = chat(server, seed=0, **{field: 3})
+    got = chat(server, logit_bias={"2": -100}, **{field: 3})
     prompt = tokenizer.apply_chat_template(HI, add_generation_prompt=True)
     prompt = len(prompt["input_ids"])
     assert got["usage"] == {
@@ -343,7 +352,7 @@ def test_max_tokens_counts_new_tokens(server, tokenizer, field):
 
 
 def test_both_names_of_max_tokens_may_agree(server):
-    got = chat(server, max_tokens=2, max_completion_tokens=2)
+    got = chat(server, max_tokens=2, max_completion_tokens=2, logit_bias={"2": -100})
     assert got["usage"]["completion_tokens"] == 2
 
 
@@ -354,9 +363,8 @@ def test_without_max_tokens_the_context_is_the_limit(server):
 
 
 def test_logit_bias_forces_and_bans(server, model, tokenizer):
-    token = tokenizer("the")["input_ids"][0]
-    got = chat(server, seed=1, max_tokens=5, logit_bias={str(token): 100})
-    assert text_of(got) == tokenizer.decode([token]) * 5
+    got = chat(server, seed=1, max_tokens=5, logit_bias=always(tokenizer, "the"))
+    assert text_of(got) == "the" * 5
 
     best = local_ids(model, tokenizer, max_new_tokens=1)[0].item()
     ban = {(best,): -100.0}
@@ -587,8 +595,9 @@ def test_logprobs_are_the_models_own(server, model, tokenizer):
 
 
 def test_logprobs_without_top_logprobs_have_an_empty_list(server):
-    entries = chat(server, max_tokens=2, logprobs=True)["choices"][0]["logprobs"]
-    assert [entry["top_logprobs"] for entry in entries["content"]] == [[], []]
+    got = chat(server, max_tokens=2, logprobs=True, logit_bias={"2": -100})
+    entries = got["choices"][0]["logprobs"]["content"]
+    assert [entry["top_logprobs"] for entry in entries] == [[], []]
 
 
 def test_bytes_are_the_texts_even_where_a_token_is_half_a_character(tokenizer):
@@ -795,7 +804,10 @@ def test_a_bad_field_gives_400_and_is_named(server, fields, param, quoted):
         (b"[]", "JSON object"),
         (b"\xff", "body"),
         (b"[" * 100_000, "body"),
-        (b'{"messages": ' + b"[" * 900 + b"]" * 900 + b"}", "messages"),
+        (
+            b'{"model": "tiny", "messages": ' + b"[" * 900 + b"]" * 900 + b"}",
+            "messages",
+        ),
         (b'{"model": "tiny", "messages": [], "temperature": NaN}', "messages"),
         (
             b'{"model":"tiny","messages":[{"role":"user","content":"\\ud800"}]}',
@@ -951,20 +963,24 @@ def test_clients_take_turns_token_by_token(model, tokenizer):
 def test_a_client_that_hangs_up_stops_its_generation(model, tokenizer, stream):
     gate = threading.Semaphore(0)
     watched = Watched(model, before=gate.acquire)
-    url = "/chat/completions"
-    body = {"messages": HI, "stream": stream, "logit_bias": {"2": -100}}
     with serve(watched, tokenizer) as server:
-        body["model"] = server.model
+        body = {"model": server.model, "messages": HI, "stream": stream}
+        body["logit_bias"] = always(tokenizer, "the")
         gate.release(3)
-        with httpx.Client(base_url=server.base_url, timeout=60) as client:
+        try:
+            url = f"{server.base_url}/chat/completions"
             if stream:
-                with client.stream("POST", url, json=body) as response:
-                    for _ in zip(range(3), response.iter_lines(), strict=False):
-                        pass  # then leave the block, which closes the connection
+                with httpx.stream("POST", url, json=body, timeout=60) as response:
+                    lines = response.iter_lines()
+                    while "the" not in next(lines):
+                        pass
+                    # leaving the block closes the connection
             else:
+                patience = httpx.Timeout(60, read=0.5)
                 with pytest.raises(httpx.ReadTimeout):
-                    client.post(url, json=body, timeout=0.5)
-        gate.release(10_000)
+                    httpx.post(url, json=body, timeout=patience)
+        finally:
+            gate.release(10_000)
         # If it went on, it would take a step for each of this one's.
         chat(server, max_tokens=80, logit_bias={"2": -100})
         assert len(watched.caches) <= 3 + 80 + 5
@@ -995,7 +1011,10 @@ def test_close_ends_a_stream_with_an_error_that_says_why(model, tokenizer):
     server = serve(watched, tokenizer)
     with openai_client(server) as client:
         stream = client.chat.completions.create(
-            model=server.model, messages=HI, stream=True, logit_bias={"2": -100}
+            model=server.model,
+            messages=HI,
+            stream=True,
+            logit_bias=always(tokenizer, "the"),
         )
         next(stream), next(stream)
         server.close()
@@ -1043,8 +1062,9 @@ tokenizer = byte_level_tokenizer()
 model = random_llama(vocab_size=len(tokenizer), max_position_embeddings=10**6)
 server = serve(Watched(model, before=lambda: time.sleep(0.01)), tokenizer)
 body = {"model": server.model, "messages": HI, "stream": True}
-lines = httpx.Client().stream("POST", server.base_url + "/chat/completions", json=body)
-lines = lines.__enter__().iter_lines()
+client = httpx.Client()
+answer = client.stream("POST", server.base_url + "/chat/completions", json=body)
+lines = answer.__enter__().iter_lines()
 next(lines), next(lines), next(lines)
 print("bye")
 """

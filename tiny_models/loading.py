@@ -5,12 +5,24 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub import model_info
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from tiny_models.weights import NAME, ModelNotAvailable, default_model
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+WANTED = (
+    "COURSE_MODEL should be a folder written by save_pretrained, or a hub id such as "
+    "gpt2; unset it for the course's own model."
+)
+AGAIN = "Delete {folder} and try again: the model is then made anew."
+WRITTEN = (
+    "Model and tokenizer should both be written there with save_pretrained. Unset "
+    "COURSE_MODEL for the course's own model."
 )
 
 
@@ -27,29 +39,30 @@ def load(name: str | None = None):
     set and a line is printed that says so.
     Raises ModelNotAvailable, with what to do.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    # 1. Read it, from a folder or from the hub
     name = name or os.environ.get("COURSE_MODEL") or NAME
-    source = str(default_model()) if name == NAME else _known(name)
-    try:
-        with _without_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except Exception as error:
-        raise ModelNotAvailable(_cannot_load(name, error)) from error
-    model.config._name_or_path = model.name_or_path = (
-        Path(name).name if (Path(name).exists()) else name
-    )
+    if name == NAME:
+        folder = default_model()
+        model, tokenizer = _from_folder(folder, AGAIN.format(folder=folder))
+    elif (folder := _folder(name)) is not None:
+        model, tokenizer = _from_folder(folder, WRITTEN)
+    else:
+        model, tokenizer = _from_hub(name)
+    title = folder.resolve().name if folder else name
+    model.config._name_or_path = model.name_or_path = title
+    # 2. Padding: on the left, with any token, since it is masked
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        first = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token or first
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # 3. A chat template
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
         print(
-            f"{model.name_or_path} has no chat template: a message becomes a line "
-            "'role: content', and the prompt ends in 'assistant:'."
+            f"{title} has no chat template: a message becomes a line 'role: content', "
+            "and the prompt ends in 'assistant:'."
         )
     return model.eval().to(best_device()), tokenizer
 
@@ -62,39 +75,66 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _known(name: str) -> str:
-    """`name` as a folder, if it is one or can only be one; else a hub id."""
+def _folder(name: str) -> Path | None:
+    """`name` as the folder of a model, or None where it can only be a hub id."""
     path = Path(name).expanduser()
+    if (path / "config.json").exists():
+        return path
     if path.is_dir():
-        if not (path / "config.json").exists():
-            raise ModelNotAvailable(
-                f"The folder {name!r} holds no model: there is no config.json in it. "
-                "COURSE_MODEL should be a folder written by save_pretrained, or a hub "
-                "id such as gpt2."
-            )
-        return str(path)
-    if path.is_absolute() or name.startswith(("~", ".")) or name.count("/") > 1:
         raise ModelNotAvailable(
-            f"There is no folder {name!r}. COURSE_MODEL should be an existing folder "
-            "or a hub id such as gpt2; unset it for the course's own model."
+            f"The folder {path.absolute()} holds no model: there is no config.json in "
+            f"it. {WANTED}"
         )
-    return name
+    if path.is_file():
+        raise ModelNotAvailable(f"{path.absolute()} is a file. {WANTED}")
+    # A hub id is "name" or "owner/name".
+    written_as_path = path.is_absolute() or name.startswith(("~", ".")) or "\\" in name
+    if written_as_path or name.count("/") > 1:
+        raise ModelNotAvailable(f"There is no folder {path.absolute()}. {WANTED}")
+    return None
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return (
-        f"The model {name!r} could not be loaded: {reason}\n"
-        "If it is an id on the Hugging Face hub: is it spelled right, and are you "
-        "online? If it is a folder: was it written by save_pretrained, model and "
-        "tokenizer both? Unset COURSE_MODEL for the course's own model."
-    )
+def _from_folder(folder: Path, advice: str):
+    try:
+        with _without_progress_bars():
+            return _read(str(folder), local_files_only=True)
+    except Exception as error:
+        raise ModelNotAvailable(
+            f"The model in {folder} could not be read: {_reason(error)}\n{advice}"
+        ) from error
+
+
+def _from_hub(name: str):
+    with contextlib.suppress(Exception), _without_progress_bars():
+        return _read(name, local_files_only=True)  # downloaded before, perhaps
+    try:
+        # Fails at once, where from_pretrained retries for most of a minute.
+        model_info(name, timeout=10)
+        return _read(name)
+    except Exception as error:
+        raise ModelNotAvailable(
+            f"The model {name!r} is no folder here ({Path.cwd()}), and as an id on the "
+            f"Hugging Face hub it could not be loaded: {_reason(error)}\n"
+            "Is it spelled right, and are you online? Unset COURSE_MODEL for the "
+            "course's own model, which comes from the package index."
+        ) from error
+
+
+def _read(source: str, **options):
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes an empty tokenizer where it finds no files for one.
+        raise ValueError("it has no tokenizer, or an empty one")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    return model, tokenizer
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
 def _without_progress_bars():
-    from transformers.utils import logging
-
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -751,16 +751,14 @@ def main() -> None:
 
     try:
         model, tokenizer = load(options.model)
-        server = serve(model, tokenizer, host=options.host, port=options.port)
-    except (ModelNotAvailable, OSError, ValueError) as error:
-        sys.exit(getattr(error, "strerror", None) or str(error))
-    with server:
-        print(f"{server.model} at {server.base_url} (Ctrl-C stops)", flush=True)
-        try:
+        with serve(model, tokenizer, host=options.host, port=options.port) as server:
+            print(f"{server.model} at {server.base_url} (Ctrl-C stops)", flush=True)
             while server.running:
                 time.sleep(0.2)
-        except KeyboardInterrupt:
-            print()
+    except KeyboardInterrupt:
+        print()
+    except (ModelNotAvailable, OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -52,15 +52,18 @@ def random_gpt2(vocab_size: int = 97, seed: int = 0, eos_token_id=EOS, **config)
 
 
 def _random(kind, make_config, settings, seed, eos_token_id):
-    special = {"bos_token_id": BOS, "eos_token_id": eos_token_id, "pad_token_id": PAD}
+    special = {"bos_token_id": BOS, "eos_token_id": eos_token_id}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         model = kind(make_config(**settings, **special)).eval()
-        # The usual initialisation is so small that all logits are nearly equal.
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                torch.nn.init.normal_(weight, std=0.3)
-    model.generation_config = GenerationConfig(**special)
+    # The usual initialisation is so small that all logits are nearly equal. The new one
+    # has its own generator: torch.manual_seed would also reach those of the GPUs.
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    # The pad token is here only: with one in its config, a model warns of a missing
+    # mask whenever it happens to generate that token.
+    model.generation_config = GenerationConfig(**special, pad_token_id=PAD)
     return model
 
 
@@ -136,8 +139,10 @@ class ScriptedModel:
     def __call__(
         self, input_ids=None, attention_mask=None, position_ids=None, **options
     ):
-        if input_ids is None:
-            raise TypeError("the model was called without input_ids")
+        if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2:
+            shape = getattr(input_ids, "shape", None)
+            given = type(input_ids).__name__ if shape is None else list(shape)
+            raise TypeError(f"the model takes ids of shape (batch, seq), not {given}")
         self.calls.append(
             Call(
                 input_ids.clone(),
@@ -154,6 +159,10 @@ class ScriptedModel:
         return CausalLMOutputWithPast(
             logits=logits, past_key_values=options.get("past_key_values")
         )
+
+    def parameters(self):
+        """One parameter, for code that asks it for the device or the dtype."""
+        return iter([torch.nn.Parameter(torch.zeros(1))])
 
     def eval(self):
         return self

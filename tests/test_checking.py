@@ -1,0 +1,302 @@
+"""The three ways to run a lesson's checks, from both sides: what is unsolved, wrong or
+broken does not pass, what is right does, and each is told apart in words."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from course import explain, limits, notebook
+from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names
+
+NAMES = lesson_names()
+
+# Runs pytest once on all that it is given and prints the progress table as JSON.
+RUN = """
+import json, sys, pytest
+from course import plugin
+class Keep:
+    def pytest_sessionfinish(self, session):
+        self.table = [
+            [str(path), name, verdict.state, passed == count, verdict.text]
+            for path, rows in session.config.stash[plugin.TABLE].items()
+            for name, (count, passed, verdict) in rows.items()
+        ]
+keep = Keep()
+code = pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[keep])
+print("\\nTABLE" + json.dumps([int(code), keep.table]))
+"""
+
+
+def run_pytest(*arguments):
+    """(exit code, {(path, exercise): (state, all passed, sentence)}, the output)"""
+    config = ["-c", ROOT / "pyproject.toml", f"--rootdir={ROOT}"]
+    command = [sys.executable, "-c", RUN, *map(str, [*config, *arguments])]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    found = re.search(r"^TABLE(.*)$", done.stdout, re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    code, rows = json.loads(found[1])
+    return code, {(row[0], row[1]): tuple(row[2:]) for row in rows}, done.stdout
+
+
+def fresh(name):
+    """The learner's notebook as it is built, whatever a learner has written by now."""
+    book = notebook.read(SOLUTIONS / f"{name}.ipynb")
+    stub = '    raise NotImplementedError("to be written by you")'
+    for cell in book.cells:
+        if "exercise" in notebook.tags(cell):
+            cell.source = re.sub(
+                r"( *)### BEGIN SOLUTION.*?### END SOLUTION",
+                lambda found: found[1] + stub.strip(),
+                cell.source,
+                flags=re.DOTALL,
+            )
+    return book
+
+
+def exercise_cell(book, name):
+    return next(
+        c
+        for c in book.cells
+        if "exercise" in notebook.tags(c) and name in notebook.defined_names(c.source)
+    )
+
+
+def saved(book, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+    return path
+
+
+# --- both sides -----------------------------------------------------------------------
+
+
+def test_every_reference_passes():
+    code, table, out = run_pytest(SOLUTIONS)
+    assert code == 0, out
+    assert {path for path, _ in table} == {str(SOLUTIONS / f"{n}.ipynb") for n in NAMES}
+    assert {row[:2] for row in table.values()} == {("done", True)}, out
+
+
+def test_every_stub_is_to_do_and_one_solved_exercise_turns_exactly_that_one_green(
+    tmp_path,
+):
+    solved = set()
+    for name in NAMES:
+        saved(fresh(name), tmp_path / f"{name}.ipynb")
+        for cell in notebook.read(SOLUTIONS / f"{name}.ipynb").cells:
+            if "exercise" in notebook.tags(cell):
+                exercise = notebook.defined_names(cell.source)[0]
+                book = fresh(name)
+                exercise_cell(book, exercise).source = cell.source
+                path = saved(book, tmp_path / exercise / f"{name}.ipynb")
+                solved.add((str(path), exercise))
+    code, table, out = run_pytest(tmp_path)
+    assert code == 1
+    assert {key for key, row in table.items() if row[0] == "done"} == solved
+    assert {row[0] for key, row in table.items() if key not in solved} == {"to do"}
+    assert {row[1] for key, row in table.items() if key in solved} == {True}
+    assert "Traceback" not in out
+    assert "FAILURES" not in out
+
+
+# --- an edited notebook in the terminal -----------------------------------------------
+
+
+def delete_the_cell(book):
+    book.cells.remove(exercise_cell(book, "top_k_filter"))
+
+
+HEAD = "def top_k_filter(logits, top_k):\n    "
+EDITED = {
+    "wrong": (HEAD + "return logits * 0\n", "2) should be [[-inf, 3, 2]], not [[0, 0"),
+    "crash": (HEAD + "return logits.topkk(3)", "top_k_filter: return logits.topkk(3)"),
+    "syntax": ("def top_k_filter(logits)\n    pass", "line 1: expected ':'"),
+    "magic": ("%time\n" + HEAD + "pass", "a magic or shell command cannot stand"),
+    "deleted": (delete_the_cell, "Was its cell deleted"),
+    "helper": (HEAD + "return helper(logits)", "put imports and helpers of your own"),
+    "exit": ("exit()\n" + HEAD + "pass", "the cell calls exit()"),
+    "raises": ("1 / 0\n" + HEAD + "pass", "fails when it is run: ZeroDivisionError"),
+}
+NO_NOTEBOOKS = {"half": 0.5, "empty": 0, "list": "[]", "text": "not JSON"}
+
+
+def test_an_edited_notebook_is_told_what_is_the_matter(tmp_path):
+    name, exercise = "04_top_k", "top_k_filter"
+    for case, (edit, _) in EDITED.items():
+        book = fresh(name)
+        if callable(edit):
+            edit(book)
+        else:
+            exercise_cell(book, exercise).source = edit
+        saved(book, tmp_path / case / f"{name}.ipynb")
+    whole = json.dumps(fresh(name))
+    for case, content in NO_NOTEBOOKS.items():
+        path = tmp_path / case / f"{name}.ipynb"
+        path.parent.mkdir()
+        cut = whole[: int(len(whole) * content)] if content in (0, 0.5) else content
+        path.write_text(cut, encoding="utf-8")
+    code, table, out = run_pytest(tmp_path, "-k", "top_k_filter or TopK")
+    assert code == 1
+    assert "Traceback" not in out
+    says = {case: phrase for case, (_, phrase) in EDITED.items()}
+    says |= dict.fromkeys(NO_NOTEBOOKS, "is not a valid notebook")
+    for case, phrase in says.items():
+        path = str(tmp_path / case / f"{name}.ipynb")
+        state, passed, text = table[path, exercise]
+        assert (state, passed) == ("wrong", False), case
+        assert phrase in text, f"{case}: {text}"
+        # One exercise's trouble is not another's.
+        other = "wrong" if case in NO_NOTEBOOKS else "to do"
+        assert table[path, "TopK"][0] == other, case
+
+
+# --- check() in the notebook ----------------------------------------------------------
+
+LIVE = """
+import json, linecache, sys, torch
+from course import check, plugin
+from course.checking import NotPassed
+plugin.SECONDS = 1.0
+answers = json.loads(sys.stdin.read())
+for n, answer in enumerate(answers):
+    names, file = {"torch": torch}, f"cell {n}"
+    linecache.cache[file] = len(answer), None, answer.splitlines(True), file
+    exec(compile(answer, file, "exec"), names)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    try:
+        exec("from course import check\\ncheck(top_k_filter)", names)
+        print("PASSED")
+    except NotPassed as problem:
+        print(problem)
+        assert problem._render_traceback_() == str(problem).splitlines()
+    assert torch.equal(torch.get_rng_state(), before), "the learner's seed was changed"
+    assert torch.get_default_dtype() is torch.float32
+    print("-----")
+"""
+
+RIGHT = """def top_k_filter(logits, top_k):
+    if top_k < 0:
+        raise ValueError(top_k)
+    k = min(top_k or logits.shape[-1], logits.shape[-1])
+    lowest = logits.sort(dim=-1, descending=True).values[:, k - 1, None]
+    return torch.where(logits < lowest, -torch.inf, logits)
+"""
+WRONG = "def top_k_filter(logits, top_k):\n    "
+SAYS = {
+    RIGHT: ["✓ the case worked by hand", "✓ agrees with transformers", "PASSED"],
+    RIGHT.replace("logits < lowest", "logits <= lowest"): ["✗ the case worked by hand"],
+    WRONG + 'raise NotImplementedError("x")': ["… top_k_filter is not written yet"],
+    WRONG + "pass": ["returned None. Is a `return` missing?", "for the same reason"],
+    WRONG + "while True: pass": ["still running after 1 s", "while True: pass"],
+    WRONG + "try:\n        while True: pass\n    except:\n        raise": ["still run"],
+    WRONG + "return top_k_filter(logits, top_k)": ["calls itself without an end"],
+    WRONG + "import sys; sys.exit(3)": ["calls exit()"],
+    WRONG + "input('?')": ["input() cannot be answered"],
+    WRONG + "print('a\\n' * 10**6)\n    return logits": ["is not shown", "✗"],
+    WRONG + "torch.set_default_dtype(torch.float64)\n    return 1": ["should return a"],
+    WRONG + "class E(Exception):\n        def __str__(self): 1 / 0\n    raise E()": [
+        "its message cannot be shown"
+    ],
+    WRONG + "assert top_k == 77": ["AssertionError", "assert top_k == 77"],
+    "top_k_filter = 5": ["which is no exercise"],
+    "top_k_filter = lambda logits, top_k: logits": ["✗ the case worked by hand"],
+}
+
+
+def test_check_says_what_is_the_matter_and_leaves_the_kernel_as_it_was():
+    done = subprocess.run(
+        [sys.executable, "-c", LIVE],
+        input=json.dumps(list(SAYS)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = done.stdout.split("-----\n")
+    for (answer, phrases), output in zip(SAYS.items(), outputs, strict=False):
+        for phrase in phrases:
+            assert phrase in output, f"{answer}\n{output}"
+        assert ("PASSED" in output) == (answer == RIGHT)
+        assert len(output.splitlines()) < 220, "the million lines were printed"
+
+
+def test_the_time_limit_stops_python_code_on_any_thread():
+    for limit in (limits._by_thread, limits.time_limit):
+        with pytest.raises(limits.TimeLimit) as caught, limit(0.2):
+            for _ in itertools.count():
+                pass
+        assert caught.value.seconds == 0.2
+        with limit(5):
+            pass  # nothing is left behind to ring later
+
+
+def test_a_stub_of_another_exercise_is_named():
+    def helper():
+        raise NotImplementedError
+
+    try:
+        helper()
+    except NotImplementedError as error:
+        result = explain.verdict("sample_top_k", error)
+    assert result.state == explain.TO_DO
+    assert "helper is not written yet, and sample_top_k calls it" in result.text
+
+
+# --- carry ----------------------------------------------------------------------------
+
+CARRY = """
+import sys
+from pathlib import Path
+from course import carrying
+for folder in sys.argv[1:]:
+    carrying.LESSONS = Path(folder)
+    print(carrying.carry("top_k_filter").__code__.co_filename)
+    print("-----")
+"""
+
+
+def test_carry_gives_the_learners_own_if_it_passes_else_the_reference(tmp_path):
+    answers = {"own": RIGHT, "wrong": RIGHT.replace("<", "<="), "stub": None}
+    for case, answer in answers.items():
+        book = fresh("04_top_k")
+        if answer:
+            exercise_cell(book, "top_k_filter").source = answer
+        saved(book, tmp_path / case / "04_top_k.ipynb")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "04_top_k.ipynb").write_text("{", encoding="utf-8")
+    cases = ["own", "wrong", "stub", "broken", "missing"]
+    done = subprocess.run(
+        [sys.executable, "-c", CARRY, *[str(tmp_path / case) for case in cases]],
+        cwd=LESSONS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    own, wrong, stub, broken, missing = done.stdout.split("-----\n")[:5]
+    assert "top_k_filter: your own" in own
+    assert "solutions" not in own
+    assert "the reference, since yours does not pass its checks" in wrong
+    assert "the reference, since you have not written yours" in stub
+    assert "is not a valid notebook" in broken
+    assert "there is no notebook" in missing
+    for other in (wrong, stub, broken, missing):
+        assert "solutions/04_top_k.ipynb[cell" in other
+
+
+def test_carry_of_an_unknown_name_is_an_error():
+    from course import carry
+
+    with pytest.raises(LookupError, match="no_such"):
+        carry("no_such")
