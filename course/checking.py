@@ -3,12 +3,15 @@
 import contextlib
 import os
 import sys
+import textwrap
 
 import pytest
 
 from course import explain, plugin
 from course.limits import Bounded
 from course.paths import ROOT, TESTS
+
+WIDTH = 100
 
 
 class NotPassed(AssertionError):
@@ -33,9 +36,20 @@ def check(exercise) -> None:
             "itself, under its own name, for example check(top_k_filter)."
         )
     lines, state = report(name, run(name, exercise, files))
+    text = "\n".join(wrapped(line) for line in "\n".join(lines).splitlines())
     if state != explain.DONE:
-        raise NotPassed("\n".join(lines))
-    print("\n".join(lines))
+        raise NotPassed(text)
+    print(text)
+
+
+def wrapped(line: str) -> str:
+    """A line broken between words: JupyterLab breaks long ones inside them."""
+    if len(line) <= WIDTH:
+        return line
+    indent = " " * (len(line) - len(line.lstrip())) or "  "
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=indent + "  ", break_on_hyphens=False
+    )
 
 
 def state_of(name: str, exercise) -> str:

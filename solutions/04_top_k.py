@@ -443,8 +443,8 @@ for options in ({}, {"top_k": 0}):
 # |---|---|---|---|
 # | OpenAI chat API | none | | |
 # | `transformers` | `top_k` | 0 (`None` too, as an argument of `generate`) | 50 |
-# | vLLM | `top_k` | 0 or -1 | 0 |
-# | SGLang | `top_k` | -1 | -1 |
+# | vLLM | `top_k` | 0 or -1 | off |
+# | SGLang | `top_k` | -1 | off |
 # | llama.cpp | `--top-k` | 0 | 40 |
 #
 # ## To read

@@ -67,6 +67,11 @@ def _content_text(content: Any) -> Any:
     return _content_text("".join(part["text"] for part in content))
 
 
+# What the API's answers may hold besides their text. An answer is sent back with the
+# next question, and the openai client's model_dump() writes these as null.
+ANSWER_FIELDS = {"refusal", "annotations", "audio", "function_call", "tool_calls"}
+
+
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -78,6 +83,15 @@ class Message(BaseModel):
     ] = Field(
         description='a string, or a list of {"type": "text", "text": "..."} parts'
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            k: v for k, v in data.items() if v is not None or k not in ANSWER_FIELDS
+        }
 
 
 class StreamOptions(BaseModel):
@@ -271,6 +285,8 @@ class Engine:
         # A tokenizer that encodes in two threads at once fails ("Already borrowed"), so
         # the owner keeps theirs.
         self._tokenizer = copy.deepcopy(tokenizer)
+        # Else it warns of a long prompt, to which the client gets an answer anyway.
+        self._tokenizer.model_max_length = sys.maxsize
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tiny-models-engine")
 
         config = model.config.get_text_config()
@@ -584,6 +600,8 @@ def build_app(engine: Engine) -> FastAPI:
                 "POST /v1/chat/completions."
             )
             code = "unknown_url"
+        elif error.status_code == 400:  # FastAPI keeps the reason to itself
+            message = f"The body cannot be read: {error.__cause__ or message}."
         return _error_response(APIError(message, status=error.status_code, code=code))
 
     @app.exception_handler(Exception)
