@@ -207,7 +207,7 @@ SAYS = {
         "its message cannot be shown"
     ],
     WRONG + "assert top_k == 77": ["AssertionError", "assert top_k == 77"],
-    "top_k_filter = 5": ["which is no exercise"],
+    "top_k_filter = 5": ["'int' object is not callable"],
     "top_k_filter = lambda logits, top_k: logits": ["✗ the case worked by hand"],
 }
 
