@@ -394,8 +394,9 @@ figures.token_strip(ax, labels, surprisal, per_row=10, label="surprisal (nats)")
 plt.show()
 
 # %% [markdown]
-# "quick" could have been anything. From "fox" on, the saying is known by heart; the second
-# time all of it is, but for the one word that changed. (The first token has no prediction.)
+# "quick" could have been anything. The second time nearly every word is cheaper, the saying
+# being there to look up, and one word costs far more: the one that changed. (The first token
+# has no prediction; its box shows 0.)
 #
 # ## 6. Where did it look?
 #

@@ -288,6 +288,12 @@ def test_choice_i_has_the_seed_plus_i(server, model, tokenizer):
     assert got["usage"]["total_tokens"] == prompt + sum(map(len, ids))
     chunks = chunks_of(server, seed=5, n=3, max_tokens=24)
     assert [streamed_text(chunks, i) for i in range(3)] == expected
+    for i in range(3):
+        of_i = [c for chunk in chunks for c in chunk["choices"] if c["index"] == i]
+        reason = got["choices"][i]["finish_reason"]
+        reasons = [None] * (len(of_i) - 1) + [reason]
+        assert [choice["finish_reason"] for choice in of_i] == reasons
+        assert of_i[0]["delta"] == {"role": "assistant", "content": ""}
 
 
 def test_null_means_the_default(server):
@@ -362,6 +368,24 @@ def test_without_max_tokens_the_context_is_the_limit(server):
     got = chat(server, logit_bias={"2": -100})
     assert got["usage"]["total_tokens"] == CONTEXT
     assert got["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_context_can_be_filled_to_its_last_token(server):
+    prompt = chat(server, max_tokens=1)["usage"]["prompt_tokens"]
+    left = CONTEXT - prompt
+    got = chat(server, max_tokens=left, logit_bias={"2": -100})
+    assert got["usage"]["total_tokens"] == CONTEXT
+    body = {"model": server.model, "messages": HI, "max_tokens": left + 1}
+    assert post(server, body).json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_logit_bias_takes_the_ids_of_the_vocabulary(server, model):
+    size = model.config.vocab_size
+    chat(server, max_tokens=1, logit_bias={"0": 1, str(size - 1): 1})
+    body = {"model": server.model, "messages": HI, "logit_bias": {str(size): 1}}
+    response = post(server, body)
+    assert response.status_code == 400
+    assert f"from 0 to {size - 1}" in response.json()["error"]["message"]
 
 
 def test_logit_bias_forces_and_bans(server, model, tokenizer):
