@@ -162,6 +162,7 @@ stream = client.chat.completions.create(
     model=model,
     messages=messages,
     temperature=0,
+    max_tokens=30,
     stream=True,
     stream_options={"include_usage": True},
 )
@@ -212,9 +213,10 @@ def stream_text(
 check(stream_text)
 
 # %% tags=["nbval-check-output"]
-pieces = list(stream_text(client, model, messages, temperature=0))
+options = {"temperature": 0, "max_tokens": 30}
+pieces = list(stream_text(client, model, messages, **options))
 print(pieces)
-print("same text:", "".join(pieces) == ask(client, model, messages, temperature=0))
+print("same text:", "".join(pieces) == ask(client, model, messages, **options))
 
 # %% [markdown]
 # ## 3. Without the client
@@ -225,7 +227,7 @@ print("same text:", "".join(pieces) == ask(client, model, messages, temperature=
 # %% tags=["nbval-check-output"]
 url = f"{str(client.base_url).rstrip('/')}/chat/completions"
 headers = {"Authorization": f"Bearer {client.api_key}"}
-body = {"model": model, "messages": messages, "temperature": 0}
+body = {"model": model, "messages": messages, **options}
 answer = httpx.post(url, json=body, headers=headers, timeout=120)
 print(answer.status_code, answer.headers["content-type"])
 print(answer.json()["choices"][0]["message"])
@@ -277,9 +279,8 @@ def read_sse(lines: Iterable[str]) -> Iterator[dict]:
     """The JSON documents of a stream of server-sent events, up to the event [DONE].
 
     lines: without their line ends, blank ones included. Follows the event stream format
-    of the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html)
-    for the field `data`; other fields and comments are skipped. Reads no more lines than
-    it needs.
+    of the HTML standard for the field `data`; other fields and comments are skipped.
+    Reads no more lines than it needs.
     """
     ### BEGIN SOLUTION
     data = []

@@ -1,5 +1,5 @@
-"""Checks of lesson 01. Oracles: cases worked by hand, and the real `openai` client on the
-course's own server, with a tiny random model whose logits are known."""
+"""Checks of lesson 01. Oracles: cases worked by hand, and the real `openai` client on
+the course's own server, with a tiny random model whose logits are known."""
 
 import json
 from types import SimpleNamespace

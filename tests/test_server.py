@@ -1166,3 +1166,17 @@ def test_the_default_model_gives_the_text_of_generate():
             request = {"messages": messages, "max_tokens": 10, **fields}
             assert text_of(chat(server, **request)) == expected
             assert streamed_text(chunks_of(server, **request)) == expected
+
+
+def test_a_proxy_in_the_environment_does_not_stand_in_the_way(
+    monkeypatch, model, tokenizer
+):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.setenv("no_proxy", "example.org")
+    with serve(model, tokenizer) as server:
+        listed = httpx.get(f"{server.base_url}/models")
+        assert listed.status_code == 200
+        with openai_client(server) as client:
+            assert [m.id for m in client.models.list()] == [server.model]
+        assert os.environ["NO_PROXY"] == "example.org,127.0.0.1"

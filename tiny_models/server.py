@@ -25,6 +25,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -718,14 +719,25 @@ def serve(
     name: the model's id for clients; by default the model's own name.
     port: 0 takes any free one. Raises OSError if the address cannot be had.
     The model is shared, not copied. The tokenizer is copied: a chat template set
-    afterwards does not count.
+    afterwards does not count. Where the environment names a proxy, `host` is added to
+    NO_PROXY.
     """
+    _reach_without_proxy(host)
     listener = _listen(host, port)
     try:
         return Server(Engine(model, tokenizer, name or _model_name(model)), listener)
     except BaseException:
         listener.close()
         raise
+
+
+def _reach_without_proxy(host: str) -> None:
+    """A proxy cannot reach this machine's loopback, and httpx would ask it to."""
+    if not urllib.request.getproxies():
+        return
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [h for h in os.environ.get(name, "").split(",") if h]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, host]))
 
 
 def _listen(host: str, port: int) -> socket.socket:
