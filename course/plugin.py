@@ -7,6 +7,7 @@ Three ways to run the same tests (tests/test_NN_topic.py):
 """
 
 import contextlib
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -91,6 +92,9 @@ class ExerciseTests(pytest.Module):
 
 def pytest_configure(config):
     # Plain `pytest` also executes the reference notebooks, cell by cell.
+    # One thread for kernels and other child processes: no slower with models this
+    # small, and far faster when something else has the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     no_arguments = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if no_arguments and hasattr(config.option, "nbval_lax"):
         config.option.nbval_lax = True
