@@ -3,15 +3,12 @@
 import contextlib
 import os
 import sys
-import textwrap
 
 import pytest
 
 from course import explain, plugin
 from course.limits import Bounded
 from course.paths import ROOT, TESTS
-
-WIDTH = 100
 
 
 class NotPassed(AssertionError):
@@ -35,27 +32,16 @@ def check(exercise) -> None:
             f"check was given {name}, which is no exercise. Give it the function "
             "itself, under its own name, for example check(top_k_filter)."
         )
-    lines, state = report(name, run(name, exercise, files))
-    text = "\n".join(wrapped(line) for line in "\n".join(lines).splitlines())
+    text, state = explain.report(run(name, exercise, files))
     if state != explain.DONE:
         raise NotPassed(text)
     print(text)
 
 
-def wrapped(line: str) -> str:
-    """A line broken between words: JupyterLab breaks long ones inside them."""
-    if len(line) <= WIDTH:
-        return line
-    indent = " " * (len(line) - len(line.lstrip())) or "  "
-    return textwrap.fill(
-        line, WIDTH, subsequent_indent=indent + "  ", break_on_hyphens=False
-    )
-
-
 def state_of(name: str, exercise) -> str:
     """DONE, WRONG or TO_DO: what the tests of `name` say of this object, in silence."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return report(name, run(name, exercise, test_files(name)))[1]
+        return explain.report(run(name, exercise, test_files(name)))[1]
 
 
 def run(name: str, exercise, files) -> list[tuple[str, explain.Verdict]]:
@@ -74,37 +60,6 @@ def run(name: str, exercise, files) -> list[tuple[str, explain.Verdict]]:
     if not live.results:
         raise NotPassed(f"the tests of {name} could not be run: {live.errors or code}")
     return live.results
-
-
-def report(name: str, results) -> tuple[list[str], str]:
-    """The lines that a learner reads, and the worst state."""
-    if any(verdict.state == explain.TO_DO for _, verdict in results):
-        text = next(v.text for _, v in results if v.state == explain.TO_DO)
-        advice = "fill in its cell, run it, then run this cell again."
-        return [f"… {text}: {advice}"], explain.TO_DO
-    verdicts = {}
-    for title, verdict in results:
-        verdicts.setdefault(title, []).append(verdict)
-    lines, told, again = [], set(), 0
-    for title, of_cases in verdicts.items():
-        wrong = next((v for v in of_cases if v.state == explain.WRONG), None)
-        if wrong is None:
-            lines.append(f"✓ {title}")
-        elif _cause(wrong.text) in told:
-            again += 1
-        else:
-            lines.append(f"✗ {title}: {wrong.text}")
-            told.add(_cause(wrong.text))
-    if again:
-        lines.append(f"✗ and {again} more, for the same reason")
-    return lines, explain.WRONG if told else explain.DONE
-
-
-def _cause(text: str) -> str:
-    """What two failures have in common when one mistake explains both."""
-    if "returned None" in text or text == plugin.NOT_TRIED:
-        return "returned None" if "None" in text else "still running"
-    return "still running" if text.startswith("still running") else text
 
 
 def _name_of(exercise, names) -> str:

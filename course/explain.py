@@ -1,6 +1,7 @@
 """Turn what a check raised into a sentence for the learner."""
 
 import sysconfig
+import textwrap
 import traceback
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from course.limits import TimeLimit
 from course.paths import ROOT
 
 DONE, WRONG, TO_DO = "done", "wrong", "to do"
+NOT_TRIED = "not tried, since an earlier check did not end"
+WIDTH = 100
 
 # Code under these is not the learner's.
 _OTHERS = (
@@ -107,3 +110,49 @@ def _unwritten(exercise: str, error) -> str:
 
 def _is_method(frame) -> bool:
     return "self" in frame.f_locals or "cls" in frame.f_locals
+
+
+# --- the report on an exercise --------------------------------------------------------
+
+
+def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
+    """What a learner reads of one exercise's tests, (title, verdict) each, and its
+    state: TO_DO if any part is not written, else WRONG if any test fails."""
+    for _, verdict in results:
+        if verdict.state == TO_DO:
+            advice = "fill in its cell, run it, then run this cell again."
+            return f"… {verdict.text}: {advice}", TO_DO
+    cases = {}  # a test's cases share a title
+    for title, verdict in results:
+        cases.setdefault(title, []).append(verdict)
+    lines, told, again = [], set(), []
+    for title, verdicts in cases.items():
+        wrong = next((v for v in verdicts if v.state == WRONG), None)
+        if wrong is None:
+            lines.append(f"✓ {title}")
+        elif _cause(wrong.text) in told:
+            again.append(title)
+        else:
+            lines.append(f"✗ {title}: {wrong.text}")
+            told.add(_cause(wrong.text))
+    if again:
+        lines.append(f"✗ and, for the same reason: {', '.join(again)}")
+    text = "\n".join(_wrapped(line) for line in "\n".join(lines).splitlines())
+    return text, WRONG if told else DONE
+
+
+def _cause(text: str) -> str:
+    """What two failures have in common when one mistake explains both."""
+    if "returned None" in text:
+        return "returned None"
+    if text == NOT_TRIED or text.startswith("still running"):
+        return "still running"
+    return text
+
+
+def _wrapped(line: str) -> str:
+    """A line broken between words: JupyterLab breaks long ones inside them."""
+    if len(line) <= WIDTH:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

@@ -21,7 +21,6 @@ LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` run
 VERDICT = pytest.StashKey[explain.Verdict]()
 TABLE = pytest.StashKey[dict]()
 STOPPED = pytest.StashKey[dict]()  # exercise -> its TimeLimit, to stop at the first
-NOT_TRIED = "not tried, since an earlier check did not end"
 EXERCISE_ATTRIBUTE = "_course_exercise"
 
 
@@ -32,7 +31,7 @@ def exercise(name: str):
     def learners(request):
         stopped = request.config.stash.setdefault(STOPPED, {})
         if (_book_of(request.node), name) in stopped:
-            pytest.fail(NOT_TRIED, pytrace=False)
+            pytest.fail(explain.NOT_TRIED, pytrace=False)
         live = request.config.stash.get(LIVE, {})
         if name in live:
             return live[name]
@@ -179,10 +178,11 @@ def pytest_runtest_makereport(item, call):
     book = item.getparent(Notebook)
     if book is None:
         return report
-    _record(item.config, book.path, names, result)
-    if result.state == explain.WRONG:
-        report.longrepr = f"{title(item)}: {result.text}"
-    elif result.state == explain.TO_DO:
+    report.for_learner = True
+    rows = item.config.stash[TABLE].setdefault(book.path, {})
+    for name in names:
+        rows.setdefault(name, []).append((title(item), result))
+    if result.state == explain.TO_DO:
         report.outcome = "skipped"
         report.longrepr = (str(book.path), 0, result.text)
     return report
@@ -195,29 +195,22 @@ def title(item) -> str:
 
 
 def pytest_report_teststatus(report):
-    result = getattr(report, "verdict", None)
-    if result is not None and result.state == explain.TO_DO and report.skipped:
+    """Categories of our own keep pytest from printing a section for each test; the
+    table at the end says it all, once."""
+    if not getattr(report, "for_learner", False) or report.passed:
+        return None
+    if report.verdict.state == explain.TO_DO:
         return "to do", "-", "TO DO"
-    return None
+    return "wrong", "F", "WRONG"
 
 
 # --- the progress table ---------------------------------------------------------------
 
 
-def _record(config, path, names, result):
-    """Keep the exercise's worst news: to do, then wrong, then done."""
-    for name in names:
-        rows = config.stash[TABLE].setdefault(path, {})
-        count, passed, worst = rows.get(name, (0, 0, explain.Verdict(explain.DONE)))
-        order = [explain.DONE, explain.WRONG, explain.TO_DO]
-        if order.index(result.state) > order.index(worst.state):
-            worst = result
-        rows[name] = (count + 1, passed + (result.state == explain.DONE), worst)
-
-
 def pytest_sessionfinish(session, exitstatus):
-    rows = [r for book in session.config.stash[TABLE].values() for r in book.values()]
-    if exitstatus == pytest.ExitCode.OK and any(r[2].state != "done" for r in rows):
+    table = session.config.stash[TABLE].values()
+    states = {explain.report(r)[1] for rows in table for r in rows.values()}
+    if exitstatus == pytest.ExitCode.OK and states - {explain.DONE}:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -233,11 +226,17 @@ def pytest_terminal_summary(terminalreporter, config):
     signs = {explain.DONE: "✓", explain.WRONG: "✗", explain.TO_DO: "…"}
     for path in sorted(table):
         out.write_line(shown(path))
-        for name, (count, passed, worst) in table[path].items():
-            totals[worst.state] += 1
-            note = f"{passed} of {count} checks pass" if worst.state != "to do" else ""
-            line = f"  {signs[worst.state]} {name:<{width}}  {worst.state:<5}  {note}"
-            out.write_line(line.rstrip(), **{colours[worst.state]: True})
+        for name, results in table[path].items():
+            text, state = explain.report(results)
+            totals[state] += 1
+            passed = sum(verdict.state == explain.DONE for _, verdict in results)
+            note = f"{passed} of {len(results)} checks pass"
+            line = f"  {signs[state]} {name:<{width}}  {state:<5}  "
+            line += note if state != explain.TO_DO else ""
+            out.write_line(line.rstrip(), **{colours[state]: True})
+            if state == explain.WRONG:
+                wrong = [x for x in text.splitlines() if not x.startswith("✓")]
+                out.write_line("\n".join(f"      {x}" for x in wrong))
     told = ", ".join(f"{n} {state}" for state, n in totals.items())
     out.write_line(f"{sum(totals.values())} exercises: {told}")
     if any(path.is_relative_to(LESSONS) for path in table):

@@ -19,13 +19,15 @@ NAMES = lesson_names()
 # Runs pytest once on all that it is given and prints the progress table as JSON.
 RUN = """
 import json, sys, pytest
-from course import plugin
+from course import explain, plugin
 class Keep:
     def pytest_sessionfinish(self, session):
         self.table = [
-            [str(path), name, verdict.state, passed == count, verdict.text]
+            [str(path), name, explain.report(results)[1],
+             all(v.state == "done" for _, v in results),
+             "\\n".join(v.text for _, v in results)]
             for path, rows in session.config.stash[plugin.TABLE].items()
-            for name, (count, passed, verdict) in rows.items()
+            for name, results in rows.items()
         ]
 keep = Keep()
 code = pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[keep])
@@ -145,6 +147,7 @@ def test_an_edited_notebook_is_told_what_is_the_matter(tmp_path):
         path.write_text(cut, encoding="utf-8")
     code, table, out = run_pytest(tmp_path, "-k", "top_k_filter or TopK")
     assert code == 1
+    assert "top_k_filter: return logits.topkk(3)" in out
     assert "Traceback" not in out
     says = {case: phrase for case, (_, phrase) in EDITED.items()}
     says |= dict.fromkeys(NO_NOTEBOOKS, "is not a valid notebook")
@@ -195,7 +198,10 @@ SAYS = {
     RIGHT: ["✓ the case worked by hand", "✓ agrees with transformers", "PASSED"],
     RIGHT.replace("logits < lowest", "logits <= lowest"): ["✗ the case worked by hand"],
     WRONG + 'raise NotImplementedError("x")': ["… top_k_filter is not written yet"],
-    WRONG + "pass": ["returned None. Is a `return` missing?", "for the same reason"],
+    WRONG + "pass": [
+        "returned None. Is a `return` missing?",
+        "and, for the same reason:",
+    ],
     WRONG + "while True: pass": ["still running after 1 s", "while True: pass"],
     WRONG + "try:\n        while True: pass\n    except:\n        raise": ["still run"],
     WRONG + "return top_k_filter(logits, top_k)": ["calls itself without an end"],
