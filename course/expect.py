@@ -82,6 +82,7 @@ def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
 def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
     """Token ids equal those of an oracle. Where not: the row and step that differ first
     and, given `logits_at(row, position) -> (vocab,)`, how close a call it was."""
+    call = call.rstrip(",")
     returned(got, torch.Tensor, call)
     if got.dtype.is_floating_point:
         raise AssertionError(f"{call} should be token ids (int64), not {got.dtype}")
@@ -106,9 +107,11 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
             text += f"\n    the top two logits there are {best[0] - best[1]:.2g} apart"
         raise AssertionError(text + _hint(hint, "\n    "))
     if got.shape != expected.shape:
+        longer = got.shape[-1] > expected.shape[-1]
         raise AssertionError(
             f"{call} should have shape {tuple(expected.shape)}, not "
-            f"{tuple(got.shape)}; what both have agrees." + _hint(hint)
+            f"{tuple(got.shape)}. The tokens that both have agree; yours "
+            + ("goes on for too long." if longer else "stops too early.")
         )
 
 
@@ -130,6 +133,16 @@ def unchanged(hint: str = "work on a copy, for example with masked_fill", **tens
                 f"the argument `{name}` was changed: {show(was)} became {show(now)}. "
                 f"The caller still needs it: {hint}."
             )
+
+
+def a_copy(got, original, call: str):
+    """`got` does not share the memory of `original`, an argument."""
+    returned(got, torch.Tensor, call)
+    if got.data_ptr() == original.data_ptr():
+        raise AssertionError(
+            f"{call} returned the argument itself. Return a copy, also when there is "
+            "nothing to change: the caller may go on to change what it got."
+        )
 
 
 def rejects(error, function, call: str, says: str = ""):

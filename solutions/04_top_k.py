@@ -14,22 +14,25 @@
 #
 # You write: `top_k_filter`, `kept_mass`, `top_k_exact`, `sample_top_k`, and `TopK`, a
 # processor that runs inside `generate`. About 60 minutes. Builds on lesson 03: its loop
-# comes along in the next cell but one.
+# comes along in the first cell.
 
 # %% tags=["setup"]
 import torch
 from transformers import LogitsProcessor
 
-# %%
-import matplotlib.pyplot as plt
+from course import carry
 
-from course import carry, check, figures
-from tiny_models import load
-
-model, tokenizer = load()
 decode = carry("decode")
 next_token_logits = carry("next_token_logits")
 pick_sample = carry("pick_sample")
+
+# %%
+import matplotlib.pyplot as plt
+
+from course import check, figures
+from tiny_models import load
+
+model, tokenizer = load()
 
 # %% [markdown]
 # ## 1. The tail
@@ -49,7 +52,8 @@ def logits_after(prompt):
 for prompt in prompts:
     best = logits_after(prompt)[0].softmax(-1).topk(5)
     row = zip(best.indices, best.values, strict=True)
-    print(prompt, [f"{tokenizer.decode(i)!r} {p:.2f}" for i, p in row])
+    told = "  ".join(f"{tokenizer.decode(i)!r} {p:.2f}" for i, p in row)
+    print(f"{prompt:30} {told}")
 
 # %% [markdown]
 # The first distribution is *peaked*, the second is *flat*. Below them, out of sight, lie

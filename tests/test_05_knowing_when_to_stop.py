@@ -138,8 +138,7 @@ def test_suppression_leaves_its_input_alone(suppress_eos):
         logits = torch.ones(2, 5)
         with expect.unchanged("clone it first", logits=logits):
             got = suppress_eos(logits, [2], so_far, 4)
-            if isinstance(got, torch.Tensor):
-                got.fill_(7.0)
+        expect.a_copy(got, logits, f"suppress_eos with {so_far} of 4 new tokens")
 
 
 def test_a_model_without_eos_is_left_as_it_is(suppress_eos):
@@ -213,6 +212,22 @@ def test_stops_at_max_new_tokens_without_an_eos(decode_batch):
         got = decode_batch(model, ids, torch.ones_like(ids), 3, greedy, eos_ids, 0)
         wanted = torch.tensor([[8, 5, 6, 7]])
         expect.same_ids(got, wanted, f"decode_batch, 3 new tokens, EOS {eos_ids}")
+
+
+def test_pick_gets_float32_logits(decode_batch):
+    seen = []
+
+    def pick(logits):
+        seen.append(logits.dtype)
+        return greedy(logits)
+
+    model = random_llama().to(torch.bfloat16)
+    ids, mask = ONE
+    decode_batch(model, ids, mask, 2, pick, [], 0)
+    assert set(seen) == {torch.float32}, (
+        f"the model computes in bfloat16, and pick was given {seen[0]} logits: make "
+        "them float32, as in lesson 03"
+    )
 
 
 def test_padding_that_is_also_eos(decode_batch):
@@ -317,7 +332,8 @@ def test_bytes_that_are_no_text_do_not_block_the_rest(stream_tokens):
     oracle = tokenizer.decode(broken, skip_special_tokens=True)
     expect.value("".join(got), oracle, "the joined pieces of half an 'é', then 'abc',")
     assert len(got) >= 3, (
-        f"after bytes that never become a character the text should go on: {got}"
+        f"half an 'é', then 'a', 'b', 'c', came out as {got}. Hand the \ufffd out as "
+        "soon as other text follows it: only one at the end can become a character"
     )
 
 
@@ -388,7 +404,8 @@ def test_the_result_does_not_depend_on_how_the_text_is_cut(stop_at):
             pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
             got = "".join(stop_at(iter(pieces), list(stops)))
             call = f"the joined output of stop_at({pieces}, {stops})"
-            expect.value(got, first_complete(text, stops), call)
+            hint = "The stop string that is complete first counts, wherever it began."
+            expect.value(got, first_complete(text, stops), call, hint)
 
 
 def test_holds_back_no_more_than_needed(stop_at):
@@ -477,22 +494,17 @@ def test_the_defaults_are_those_of_generate(CustomDecoder):
 
 @MODELS
 def test_greedy_on_one_prompt(CustomDecoder, make):
-    same_as_generate(
-        CustomDecoder, make(), *ONE, "generate, greedy, one prompt,", max_new_tokens=10
-    )
+    call = "generate, greedy, one prompt"
+    options = {"max_new_tokens": 10, "do_sample": False}
+    same_as_generate(CustomDecoder, make(), *ONE, call, **options)
 
 
 @MODELS
 def test_greedy_on_a_left_padded_batch(CustomDecoder, make):
     hint = "Rows need their mask and their positions; finished ones get padding."
-    same_as_generate(
-        CustomDecoder,
-        make(),
-        *THREE,
-        "generate, greedy, 3 padded prompts,",
-        hint,
-        max_new_tokens=10,
-    )
+    call = "generate, greedy, 3 padded prompts"
+    options = {"max_new_tokens": 10, "do_sample": False}
+    same_as_generate(CustomDecoder, make(), *THREE, call, hint, **options)
 
 
 @MODELS
@@ -505,7 +517,7 @@ def test_sampling_with_top_k(CustomDecoder, make, batch, top_k):
             make(),
             *batch,
             f"generate, do_sample, top_k={top_k}, temperature={temperature},",
-            "The order of generate: temperature, top-k, softmax, draw.",
+            "Temperature, top-k, softmax, one draw." if len(batch[0]) == 1 else "",
             max_new_tokens=8,
             do_sample=True,
             top_k=top_k,
@@ -568,10 +580,31 @@ def test_a_vocabulary_smaller_than_top_k(CustomDecoder):
 
 def test_without_a_mask_all_tokens_are_real(CustomDecoder):
     model = random_gpt2()
-    ids = torch.tensor([[5, 17, 40], [60, 61, 62]])
-    oracle = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6)
-    got = run(CustomDecoder, model, ids, max_new_tokens=6)
-    expect.same_ids(got, oracle, "generate without an attention_mask")
+    for rows in ([[5, 17, 40], [60, 61, 62]], [[0, 17, 40]], [[2, 17, 2]]):
+        ids = torch.tensor(rows)
+        ones = torch.ones_like(ids)
+        oracle = model.generate(ids, attention_mask=ones, max_new_tokens=6)
+        got = run(CustomDecoder, model, ids, max_new_tokens=6)
+        call = f"generate({rows}) without an attention_mask (pad is 0, EOS is 2)"
+        hint = "A prompt may hold the pad token: nobody but the caller knows the mask."
+        expect.same_ids(got, oracle, call, hint=hint)
+
+
+def test_a_model_with_neither_eos_nor_pad(CustomDecoder):
+    model = random_llama(eos_token_id=None)
+    model.generation_config.pad_token_id = None
+    same_as_generate(
+        CustomDecoder, model, *THREE, "no EOS and no pad token", max_new_tokens=5
+    )
+
+
+def test_greedy_asks_for_no_temperature_and_no_top_k(CustomDecoder):
+    ids, mask = ONE
+    model = random_llama()
+    oracle = model.generate(ids, attention_mask=mask, max_new_tokens=5)
+    for options in ({"temperature": 0}, {"top_k": -1}):
+        got = run(CustomDecoder, model, ids, max_new_tokens=5, **options)
+        expect.same_ids(got, oracle, f"generate(ids, do_sample=False, **{options})")
 
 
 def test_values_that_make_no_sense_are_refused(CustomDecoder):
