@@ -26,6 +26,10 @@ _OTHERS = (
 )
 
 
+class Unwritten(NotImplementedError):
+    """An earlier test has met the stub already. The message is that test's."""
+
+
 @dataclass
 class Verdict:
     """The outcome of one test: DONE, WRONG or TO_DO, and a sentence unless DONE."""
@@ -39,6 +43,8 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
     if error is None:
         return Verdict(DONE)
     frame = learners_frame(error)
+    if isinstance(error, Unwritten):
+        return Verdict(TO_DO, str(error))
     if isinstance(error, NotImplementedError):
         return Verdict(TO_DO, _unwritten(exercise, error))
     if isinstance(error, TimeLimit):

@@ -90,14 +90,12 @@ def contained(seconds: float = SECONDS):
     """Time limit; no `input()`; torch's global state and the RNG put back after."""
     rng = torch.get_rng_state()
     dtype = torch.get_default_dtype()
-    threads = torch.get_num_threads()
     grad = torch.is_grad_enabled()
     verbosity = logging.get_verbosity()
     ask = builtins.input
     depth = sys.getrecursionlimit()
     builtins.input = _no_input
     logging.set_verbosity_error()  # warnings about the tests' tiny models
-    torch.set_num_threads(1)  # tiny models are slower on several
     try:
         with time_limit(seconds):
             yield
@@ -108,7 +106,6 @@ def contained(seconds: float = SECONDS):
         torch.set_rng_state(rng)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
-        torch.set_num_threads(threads)
 
 
 def _no_input(prompt="", /):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from course import explain, notebook
 from course.limits import SECONDS, TimeLimit, contained
@@ -20,7 +21,10 @@ from course.paths import LESSONS, SOLUTIONS, shown, tests_of
 LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
 VERDICT = pytest.StashKey[explain.Verdict]()
 TABLE = pytest.StashKey[dict]()
-STOPPED = pytest.StashKey[dict]()  # exercise -> its TimeLimit, to stop at the first
+# (notebook, exercise) -> what to raise at once in its further tests: it is a stub, or
+# did not end.
+KNOWN = pytest.StashKey[dict]()
+THREADS = pytest.StashKey[int]()
 EXERCISE_ATTRIBUTE = "_course_exercise"
 
 
@@ -29,9 +33,9 @@ def exercise(name: str):
 
     @pytest.fixture(name=name)
     def learners(request):
-        stopped = request.config.stash.setdefault(STOPPED, {})
-        if (_book_of(request.node), name) in stopped:
-            pytest.fail(explain.NOT_TRIED, pytrace=False)
+        known = request.config.stash[KNOWN].get((_book_of(request.node), name))
+        if known is not None:
+            raise known
         live = request.config.stash.get(LIVE, {})
         if name in live:
             return live[name]
@@ -100,6 +104,13 @@ def pytest_configure(config):
         config.option.current_env = True
         config.option.nbval_cell_timeout = 240
     config.stash[TABLE] = {}
+    config.stash[KNOWN] = {}
+
+
+def pytest_sessionstart(session):
+    # Tiny models are slower on several threads.
+    session.config.stash[THREADS] = torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 def pytest_collect_file(file_path, parent):
@@ -147,9 +158,9 @@ def pytest_pyfunc_call(pyfuncitem):
         with contained(seconds):
             return (yield)
     except TimeLimit as error:
-        stopped = pyfuncitem.config.stash.setdefault(STOPPED, {})
         for name in names:
-            stopped[_book_of(pyfuncitem), name] = error
+            failed = pytest.fail.Exception(explain.NOT_TRIED, pytrace=False)
+            pyfuncitem.config.stash[KNOWN][_book_of(pyfuncitem), name] = failed
         raise _Stopped(error) from error
     except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
         if isinstance(error, KeyboardInterrupt):
@@ -174,6 +185,10 @@ def pytest_runtest_makereport(item, call):
     error = real_error(call.excinfo.value) if call.excinfo else None
     result = explain.verdict(names[0], error)
     item.stash[VERDICT] = result
+    if result.state == explain.TO_DO:
+        for name in names:
+            unwritten = explain.Unwritten(result.text)
+            item.config.stash[KNOWN].setdefault((_book_of(item), name), unwritten)
     report.verdict = result
     book = item.getparent(Notebook)
     if book is None:
@@ -208,6 +223,7 @@ def pytest_report_teststatus(report):
 
 
 def pytest_sessionfinish(session, exitstatus):
+    torch.set_num_threads(session.config.stash[THREADS])
     table = session.config.stash[TABLE].values()
     states = {explain.report(r)[1] for rows in table for r in rows.values()}
     if exitstatus == pytest.ExitCode.OK and states - {explain.DONE}:

