@@ -1,7 +1,5 @@
 """A tokenizer with one token for each byte, for tests that must not need a real one."""
 
-from functools import lru_cache
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -11,11 +9,11 @@ CHAT_TEMPLATE = (
 )
 
 
-@lru_cache
 def toy_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """Byte level, 259 tokens: <pad> 0, <s> 1, </s> 2 (EOS), then the 256 bytes.
 
-    Pads on the left. The default chat template closes each message with EOS.
+    Pads on the left. The default chat template closes each message with EOS. Each call
+    makes a new one, so that a test may change its own.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: n for n, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}

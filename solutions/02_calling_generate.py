@@ -22,14 +22,15 @@ from transformers import BatchEncoding
 
 # %%
 import os
+import tempfile
 import warnings
 
 import matplotlib.pyplot as plt
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from course import check, figures
-from tiny_models import load
+from tiny_models import load, random_llama
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -52,12 +53,22 @@ for dtype in (torch.float32, torch.bfloat16):
     print(f"{dtype}: {size:.0f} MB, {model.num_parameters() / 1e6:.0f} M parameters")
 
 # %% [markdown]
-# `dtype` is the number format; without it a model comes in the format of its file.
-# `device_map="auto"` puts the weights on a GPU if there is one, else on the CPU.
+# Half. `dtype` is the number format, and `device_map="auto"` puts the weights on a GPU if
+# there is one, else on the CPU. **Predict:** which format without a `dtype`? Here are tiny
+# random weights, saved in bfloat16:
+
+# %% tags=["nbval-check-output"]
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    random_llama().to(torch.bfloat16).save_pretrained(folder)
+    print(AutoModelForCausalLM.from_pretrained(folder).dtype)
+
+# %% [markdown]
+# The format of the file. Before transformers 5 it was float32, and old tutorials count on
+# that. Say which one you mean.
 #
-# The course's own `load()` does the same with settings that suit proofs: float32, since in
-# bfloat16 two ways to compute the same logits often differ in the last digits, and padding
-# on the left. Both will matter below.
+# The course's own `load()` does the same with settings that suit proofs: float32, since
+# bfloat16 has so few digits that many logits tie (lesson 04 counts them), and padding on
+# the left, which section 4 explains.
 
 # %%
 model, tokenizer = load()
@@ -97,6 +108,9 @@ print(repr(tokenizer.decode(out[0, prompt["input_ids"].shape[1] :])))
 # as the generation prompt, `[{"role": "user", "content": "hi"}]` becomes the ids of
 # `<user>hi</s><assistant>`, shape `(1, seq)`, and a mask of as many ones.
 #
+# Let the template call the tokenizer, too. A tokenizer that puts a special token before
+# every text would put it before the finished string once more.
+#
 # <details><summary>Hint 1</summary><code>tokenizer.apply_chat_template</code> does it all;
 # three of its arguments matter.</details>
 # <details><summary>Hint 2</summary><code>return_tensors="pt"</code> for tensors,
@@ -123,14 +137,35 @@ def build_prompt(tokenizer, messages: list[dict]) -> BatchEncoding:
 # %% tags=["check"]
 check(build_prompt)
 
+# %% [markdown]
+# Try it. **Predict:** `generate` stops at the model's EOS token, the end of the answer.
+# How many of those are in the prompt?
+
 # %% tags=["nbval-check-output"]
 prompt = build_prompt(tokenizer, messages).to(model.device)
+eos = tokenizer.eos_token_id
+print("EOS in the prompt:", int((prompt["input_ids"] == eos).sum()))
 out = model.generate(**prompt, max_new_tokens=14, do_sample=False)
 print(tokenizer.decode(out[0]))
 
 # %% [markdown]
-# The answer is there, but so is the whole prompt: `generate` returns both. And there are
-# the special tokens, which no user should see.
+# Two: this template ends every message with EOS, written `<|im_end|>`. They did not stop
+# `generate`, which looks for it among the new tokens only.
+#
+# Note the `**prompt`. Many tutorials pass the prompt as it is:
+
+# %% tags=["nbval-check-output"]
+try:
+    model.generate(prompt, max_new_tokens=14, do_sample=False)
+except AttributeError as error:
+    print("AttributeError:", repr(str(error)))
+
+# %% [markdown]
+# An error without a message. Since transformers 5 `apply_chat_template` returns a
+# `BatchEncoding`, a dictionary of ids and mask; before, it returned the ids alone.
+#
+# Back to the output above. The answer is there, but so is the whole prompt: `generate`
+# returns both. And there are the special tokens, which no user should see.
 
 # %% [markdown]
 # ### Exercise 02.2 · `new_text`
@@ -252,14 +287,29 @@ for options in ({}, {"top_k": None}, {"top_k": 0}):
 
 # %% [markdown]
 # Fifty. `logits` are the model's own words; `scores` are what is left of them after
-# everything that was switched on, and a `top_k` of 50 is on unless you switch it off. Who
-# compares "plain sampling" with something else must write `top_k=0`. Lesson 04 is about
-# this cut.
+# everything that was switched on, and a `top_k` of 50 is on unless you switch it off.
+# **Predict:** does `None` switch it off in a `GenerationConfig`, too?
+
+# %% tags=["nbval-check-output"]
+for top_k in (None, 0):
+    config = GenerationConfig(
+        max_new_tokens=1,
+        do_sample=True,
+        top_k=top_k,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    result = model.generate(**prompt, generation_config=config)
+    print(f"top_k={top_k}:", int((result.scores[0] > -torch.inf).sum()), "tokens")
+
+# %% [markdown]
+# It does not. Who compares "plain sampling" with something else must write `top_k=0`, which
+# means off everywhere. Lesson 04 is about this cut.
 #
 # ## 4. Many answers at once
 #
 # A batch has to be a rectangle: shorter prompts are filled up with padding. **Predict:** on
-# which side should the padding stand? Try the side that most tokenizers choose, the right.
+# which side should the padding stand? Try the default of `transformers` first, the right.
 
 # %% tags=["nbval-check-output"]
 chats = [
@@ -276,11 +326,11 @@ for side in ("right", "left"):
         tokenizer_kwargs={"padding_side": side},
     ).to(model.device)
     out = model.generate(**batch, max_new_tokens=12, do_sample=False)
-    print(side, [tokenizer.decode(row[-12:]) for row in out])
+    print(side, tokenizer.decode(out[:, batch["input_ids"].shape[1] :]))
 
 # %% [markdown]
-# On the right, the second question gets no answer: the next token has to follow the padding
-# there, and the model was never trained to continue that. On the left, text follows text.
+# On the right, the second question gets no answer: `generate` continues the last column,
+# and padding stands there. On the left, every prompt ends in the last column.
 
 # %% [markdown]
 # ### Exercise 02.4 · `reply_batch`
@@ -321,7 +371,7 @@ def reply_batch(
     ).to(model.device)
     output = model.generate(**prompts, **generation)
     new = output[:, prompts["input_ids"].shape[1] :]  # (batch, new)
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in new]
+    return tokenizer.decode(new, skip_special_tokens=True)
     ### END SOLUTION
 
 
@@ -347,7 +397,8 @@ print("same answers as one by one:", together == alone)
 #
 # difficulty ★★☆ · importance ★★★ · 15 min · our answer: 4 lines
 #
-# For each token but the first: its log-probability, given the tokens before it.
+# For each token but the first: its log-probability, given the tokens before it, in float32
+# whatever the model computes in.
 #
 # By hand: `ids = [[0, 1]]` and a model whose logits at the first position are
 # `[ln 1, ln 3]`. Token 1 had the probability 3/4, so the answer is `[[ln 0.75]]`, about
@@ -409,9 +460,9 @@ with torch.no_grad():
 print("layers:", model.config.num_hidden_layers, "  attentions:", out.attentions)
 
 # %% [markdown]
-# Nothing. The fast attention kernels (`sdpa` here) never hold the weights in memory, so they
-# cannot return them. `model.set_attn_implementation("eager")` switches to the plain
-# formula, which can.
+# Nothing. The default, `sdpa`, is one fused operation that hands out its result and not the
+# weights. `model.set_attn_implementation("eager")` switches to the plain formula, step by
+# step, which has them.
 
 # %% [markdown]
 # ### Exercise 02.6 · `attention_map`
@@ -456,17 +507,18 @@ def attention_map(model, ids: torch.Tensor, layer: int) -> torch.Tensor:
 check(attention_map)
 
 # %% [markdown]
-# How can the model know that "jumps" comes after "fox", the second time? By looking back:
-# find the same token earlier in the text, and attend to what came after it. Is there a
-# head that does this? Rank all heads by how much they look from each position of the second
-# sentence to the place after the same token in the first.
+# "brown" cost a lot the first time and nothing the second. One way to know it: find the
+# same word earlier in the text, and attend to what came after it. Is there a head that does
+# this? Rank all heads by how much they look from each place in the second sentence to the
+# place after it in the first.
 
 # %% tags=["nbval-check-output"]
 maps = torch.stack(
     [attention_map(model, ids, n) for n in range(model.config.num_hidden_layers)]
 )  # (layers, heads, seq, seq)
 period = ids.shape[1] // 2
-looking_back = maps.diagonal(offset=1 - period, dim1=-2, dim2=-1).mean(-1)
+looks = maps.diagonal(offset=1 - period, dim1=-2, dim2=-1)  # (layers, heads, places)
+looking_back = looks[..., 1:].mean(-1)  # the first place is in the first sentence
 layer, head = divmod(looking_back.argmax().item(), maps.shape[1])
 print(f"layer {layer}, head {head}: {looking_back[layer, head]:.2f} of its attention")
 print(f"all heads on average: {looking_back.mean():.2f}")
@@ -481,10 +533,10 @@ fig.colorbar(image, label="attention")
 plt.show()
 
 # %% [markdown]
-# The bright diagonal in the lower left is that head at work: from each word of the second
+# The bright diagonal in the lower left is that head at work: from most words of the second
 # sentence it looks at the word *after* the same word in the first. Such heads are called
-# *induction heads* (Olsson et al., 2022). The bright first column is where heads look when
-# they have nothing to do.
+# *induction heads* (Olsson et al., 2022). The bright first column is an *attention sink*:
+# much of the attention goes to the first token, whatever it says (Xiao et al., 2024).
 #
 # ## 7. The API and `generate` agree
 #
@@ -521,8 +573,8 @@ with serve(model, tokenizer) as server:
 #
 # ## Questions
 #
-# 1. `GenerationConfig(do_sample=True, top_k=None)` still samples from 50 tokens, while
-#    `generate(do_sample=True, top_k=None)` samples from all. Why might that be?
+# 1. `top_k=None` in a `GenerationConfig` still samples from 50 tokens, as an argument of
+#    `generate` from all. Why might that be?
 # 2. A text of 100 tokens has a mean surprisal of 3 nats. What is its perplexity?
 # 3. You ask for `max_new_tokens=50` and get 12 tokens in one row of a batch, and 50 in
 #    another. What do the other 38 places of the first row hold?
@@ -530,7 +582,7 @@ with serve(model, tokenizer) as server:
 # <details><summary>Answers</summary>
 #
 # 1. In a config `None` means "not set", so the default of 50 is filled in later. As an
-#    argument it overrides the default. Write `top_k=0`: it means off in both places.
+#    argument it overrides the default.
 # 2. `exp(3)`, about 20: as unsure as if it had had to choose between 20 equally likely
 #    tokens at each step.
 # 3. The pad token: `generate` fills up rows that have finished.
@@ -542,8 +594,8 @@ with serve(model, tokenizer) as server:
 # | what | OpenAI chat API | `transformers` | vLLM | llama.cpp |
 # |---|---|---|---|---|
 # | most new tokens | `max_completion_tokens` | `max_new_tokens` | `max_tokens` | `n_predict` |
-# | greedy | `temperature: 0` | `do_sample=False` | `temperature=0` | `--temp 0` |
-# | several answers | `n` | `num_return_sequences` | `n` | one request each |
+# | greedy | `temperature: 0` | `do_sample=False` | `temperature=0` | `temperature: 0` |
+# | several answers | `n` | `num_return_sequences` | `n` | `n_cmpl` |
 # | log-probabilities | `logprobs`, `top_logprobs` | `output_logits`, `output_scores` | `logprobs` | `n_probs` |
 # | attention weights | no | `output_attentions` | no | no |
 #
@@ -553,3 +605,5 @@ with serve(model, tokenizer) as server:
 #   [arXiv:1910.03771](https://arxiv.org/abs/1910.03771). The library.
 # - Olsson et al.: *In-context Learning and Induction Heads*, 2022,
 #   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895). The heads of section 6.
+# - Xiao et al.: *Efficient Streaming Language Models with Attention Sinks*, ICLR 2024,
+#   [arXiv:2309.17453](https://arxiv.org/abs/2309.17453). Its bright first column.

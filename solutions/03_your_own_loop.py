@@ -202,12 +202,12 @@ print("same tokens as generate:", torch.equal(mine, theirs))
 
 # %% tags=["nbval-check-output"]
 morning = tokenizer("In the morning I", return_tensors="pt").input_ids
-out = decode(model, morning.to(model.device), 40, pick_greedy)
+out = decode(model, morning.to(model.device), 30, pick_greedy)
 print(tokenizer.decode(out[0]))
 
 # %% [markdown]
-# It drives in a circle. Each token is the likeliest one, and the text is worthless: likely
-# is not the same as good, and lesson 08 measures that. The alternative is to *sample*: draw the next token with the
+# No. Each token is the likeliest one, and together they drive in a circle: likely is not the
+# same as good, and lesson 08 measures that. The alternative is to *sample*: draw the next token with the
 # probabilities that the model gives. One knob is usually turned first: divide all logits
 # by a *temperature*. Below 1 it makes the distribution more peaked, above 1 flatter.
 
@@ -255,7 +255,7 @@ story = tokenizer("Once upon a time there was a", return_tensors="pt").input_ids
 story = story.to(model.device)
 for temperature in (0.3, 1.0, 2.0):
     torch.manual_seed(0)
-    out = decode(model, story, 20, lambda x: pick_sample(x, temperature))
+    out = decode(model, story, 15, lambda x: pick_sample(x, temperature))
     print(temperature, repr(tokenizer.decode(out[0, story.shape[1] :])))
 
 # %% [markdown]
@@ -272,8 +272,8 @@ for temperature in (0.3, 1.0, 2.0):
     )
 
 # %% [markdown]
-# Temperature cannot tell a *rare* token from a *wrong* one: it lifts both. Lesson 04 starts
-# there.
+# Temperature cannot tell a *rare* token from a *wrong* one. Above 1 it lifts both, below 1 it
+# lowers both, and the text becomes sound and dull. Lesson 04 starts there.
 #
 # Now the second proof. `generate` samples with torch's global generator, and so do you.
 # The same seed must give the same tokens:
@@ -281,9 +281,9 @@ for temperature in (0.3, 1.0, 2.0):
 # %% tags=["nbval-check-output"]
 for seed in range(3):
     torch.manual_seed(seed)
-    mine = decode(model, story, 15, pick_sample)
+    mine = decode(model, story, 10, pick_sample)
     torch.manual_seed(seed)
-    theirs = model.generate(story, max_new_tokens=15, do_sample=True, top_k=0)
+    theirs = model.generate(story, max_new_tokens=10, do_sample=True, top_k=0)
     print("seed", seed, "same tokens as generate:", torch.equal(mine, theirs))
 
 # %% [markdown]
@@ -292,9 +292,9 @@ for seed in range(3):
 #
 # ## 4. What a seed is worth
 #
-# What does `torch.multinomial` do with its random numbers? It holds a race. Each token
-# gets a finishing time drawn from the exponential distribution, divided by the token's
-# probability; the first to finish wins. A token with twice the probability runs twice as
+# What does `torch.multinomial` do with its random numbers, for one draw? It holds a race.
+# Each token draws $E_i$ from the exponential distribution Exp(1); its finishing time is
+# $E_i/p_i$, and the first to finish wins. A token with twice the probability runs twice as
 # fast. Token $i$ wins with probability exactly $p_i$:
 #
 # $$P\left(\tfrac{E_i}{p_i} < \tfrac{E_j}{p_j} \text{ for all } j \ne i\right)
@@ -307,10 +307,10 @@ for seed in range(3):
 #
 # difficulty ★★★ · importance ★★☆ · 10 min · our answer: 2 lines
 #
-# Write that race, so that after the same `torch.manual_seed` it returns exactly what
+# Write that race, with the draws from a tensor's own method `exponential_()`, so that after the same `torch.manual_seed` it returns exactly what
 # `torch.multinomial(probs, num_samples=1)` returns.
 #
-# By hand: `probs = [[0.2, 0.8]]` and the drawn times `[[0.1, 0.5]]`. Then `p/E` is
+# By hand: `probs = [[0.2, 0.8]]` and the draws E `[[0.1, 0.5]]`. Then `p/E` is
 # `[[2.0, 1.6]]`: token 0 wins, although token 1 is four times as likely.
 #
 # <details><summary>Hint 1</summary>One random number for each token of each row, also
@@ -337,7 +337,15 @@ def multinomial_from_scratch(probs: torch.Tensor) -> torch.Tensor:
 check(multinomial_from_scratch)
 
 # %% [markdown]
-# Is that all the randomness there is in `generate`? Then a loop that uses your race in
+# Do tokens win as often as they should? Ten thousand races between two of them:
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(0)
+races = multinomial_from_scratch(torch.tensor([[0.2, 0.8]]).repeat(10_000, 1))
+print(f"token 1, of probability 0.8, won {(races == 1).float().mean():.3f} of them")
+
+# %% [markdown]
+# And is that all the randomness there is in `generate`? Then a loop that uses your race in
 # place of `torch.multinomial` writes the same text.
 
 # %% tags=["nbval-check-output"]

@@ -57,11 +57,11 @@ for prompt in prompts:
 
 # %% [markdown]
 # The first distribution is *peaked*, the second is *flat*. Below them, out of sight, lie
-# some 49,000 more tokens.
+# some 49,000 more tokens. Lesson 03 measured that *tail* for the second prompt: 5.9% of the
+# probability lies outside the 1,000 likeliest tokens.
 #
-# **Predict.** For the second prompt: the 1,000 likeliest tokens leave how much of the
-# probability to the rest? And when you draw 30 tokens in a row, how likely is it that
-# all 30 come from the top 1,000, if each step is like this one?
+# **Predict.** If each step were as flat as this one: how likely is it that 30 tokens in a row
+# all come from the top 1,000?
 
 # %% tags=["nbval-check-output"]
 ordered = logits_after(prompts[1])[0].softmax(-1).sort(descending=True).values
@@ -70,9 +70,9 @@ print(f"outside the top 1,000: {tail:.1%} at one step")
 print(f"30 steps, none of them in the tail: {(1 - tail) ** 30:.0%}")
 
 # %% [markdown]
-# No token in the tail is likely, but the tail as a whole is drawn from sooner or later.
-# One bad token is then part of the context of all that follow. Read what pure sampling
-# does with it:
+# Not all steps are as flat, so this is the worst case. But no text is safe: the tail as a
+# whole is drawn from sooner or later, and one bad token is then part of the context of all
+# that follow. Read what pure sampling makes of it, towards the end of the lines:
 
 
 # %%
@@ -220,7 +220,8 @@ for prompt in prompts:
 # ## 3. Ties
 #
 # The threshold rule keeps every token that ties with the k-th. In float32 two of 49,152
-# logits are seldom equal. In bfloat16, which has 8 bits for the digits, they often are.
+# logits are seldom equal. In bfloat16, which keeps
+# 8 significant bits, between two and three decimal digits, they often are.
 #
 # **Predict:** 50 tokens asked for, in bfloat16. How many stay?
 
@@ -235,7 +236,7 @@ for prompt in (*prompts, "The recipe needs", "She opened the door and"):
 
 # %% [markdown]
 # A few tokens more do no harm to a text. They do harm to code that counts on exactly
-# `k`, a beam search for one.
+# `k`, such as beam search (lesson 09).
 
 # %% [markdown]
 # ### Exercise 04.3 · `top_k_exact`
@@ -294,8 +295,8 @@ check(top_k_exact)
 # By hand: logits `[[0., ln 3, -5.]]`, `top_k=2`. At temperature 1 the second token is
 # drawn 3 times in 4; at temperature 0.5, 9 times in 10; the third one, never.
 #
-# <details><summary>Hint 1</summary>You have written all the parts. Lesson 03's
-# <code>pick_sample</code> is the last two of them.</details>
+# <details><summary>Hint 1</summary>You have written all the parts, here and in lesson
+# 03.</details>
 # <details><summary>Hint 2</summary>Dividing by a positive number does not change which
 # logits are the largest.</details>
 
@@ -348,7 +349,7 @@ print("largest difference in probability:", (first - second).abs().max().item())
 
 # %% [markdown]
 # None. Temperature keeps the order of the logits, and top-k looks at nothing but the
-# order. Top-k is the exception: for the filters of lesson 06, which look at
+# order. Top-k is lucky: for the filters of lesson 06, which look at
 # probabilities, the order matters.
 #
 # ## 5. Inside `generate`
@@ -417,9 +418,9 @@ for options in ({}, {"top_k": 0}):
     print(options, int((out.scores[0] > float("-inf")).sum()), "tokens left")
 
 # %% [markdown]
-# Fifty. `generate`'s own top-k, with its default of 50, still ran, after yours. Many a
-# published comparison of samplers "without truncation" was made with it on. To switch
-# it off, say `top_k=0`.
+# Fifty. `generate`'s own top-k, with its default of 50, still ran, after yours. It is
+# easy to compare samplers "without truncation" while it is still on. To switch it off, say
+# `top_k=0`.
 #
 # ## Questions
 #

@@ -14,8 +14,8 @@
 #
 # You write: `eos_token_ids`, `is_finished`, `suppress_eos`, `decode_batch`,
 # `stream_tokens`, `stop_at`, and then you repair the `CustomDecoder` that tutorials
-# show. About two hours; section 3 ends with a good place for a break. Builds on lessons 03
-# and 04.
+# show. About 120 minutes; the end of section 3 is a good place for a break. Builds on
+# lessons 03 and 04.
 
 # %% tags=["setup"]
 from collections.abc import Callable, Iterable, Iterator
@@ -323,7 +323,7 @@ check(decode_batch)
 
 # %% [markdown]
 # The padded prompt from above, mended, and the proof on a batch of three questions. (The
-# third answer is cut off after 24 tokens.)
+# last answer is cut off after 16 tokens.)
 
 # %% tags=["nbval-check-output"]
 out = decode_batch(
@@ -338,7 +338,7 @@ batch = tokenizer.apply_chat_template(
 ).to(model.device)
 pad = tokenizer.pad_token_id
 width = batch["input_ids"].shape[1]
-new = 24
+new = 16
 mine = decode_batch(
     model, batch["input_ids"], batch["attention_mask"], new, pick_greedy, eos_ids, pad
 )
@@ -763,7 +763,7 @@ def ask_api(client, server, stream, temperature, seed):
     answer = client.chat.completions.create(
         model=server.model,
         messages=messages,
-        max_tokens=16,
+        max_tokens=10,
         temperature=temperature,
         seed=seed,
         stream=stream,
@@ -779,7 +779,7 @@ def ask_api(client, server, stream, temperature, seed):
 with serve(model, tokenizer) as server:
     client = OpenAI(base_url=server.base_url, api_key="none")
     for temperature, seed in ((0, 0), (0.9, 0), (0.9, 1), (0.9, 2)):
-        options = {"max_new_tokens": 16, "do_sample": temperature > 0, "top_k": 50}
+        options = {"max_new_tokens": 10, "do_sample": temperature > 0, "top_k": 50}
         if temperature:
             options["temperature"] = temperature
         texts = [ask_api(client, server, s, temperature, seed) for s in (False, True)]

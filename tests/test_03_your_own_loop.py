@@ -98,6 +98,10 @@ def test_calls_the_model_once_with_the_ids(next_token_logits):
     with expect.unchanged(ids=ids):
         next_token_logits(model, ids)
     assert len(model.calls) == 1, f"the model was called {len(model.calls)} times"
+    assert not model.calls[0].grad_enabled, (
+        "the model was called with gradients on, which keeps all its activations in "
+        "memory: `with torch.no_grad():` belongs around the call"
+    )
     assert torch.equal(model.calls[0].input_ids, ids), (
         f"the model was given {expect.show(model.calls[0].input_ids)}, not the ids "
         f"{expect.show(ids)}"
@@ -247,7 +251,10 @@ def test_draws_as_often_as_worked_by_hand(pick_sample):
         if temperature == 0.5 and abs(share - wrong) < 0.05:
             hint = " Multiplied by the temperature, where it should be divided?"
         if temperature == 0.5 and abs(share - 0.75) < 0.03:
-            hint = " Is the temperature used at all?"
+            hint = (
+                " Is the temperature used at all? Dividing the probabilities does "
+                "nothing: multinomial rescales them."
+            )
         assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / 4000), (
             f"logits [0, ln 3], temperature {temperature}: token 1 should be drawn "
             f"{p:.0%} of the time, not {share:.1%}.{hint}"
@@ -292,7 +299,6 @@ def test_a_temperature_of_0_or_below_is_refused(pick_sample):
             ValueError,
             lambda t=temperature: pick_sample(torch.tensor([[1.0, 2.0]]), t),
             f"temperature={temperature}",
-            "temperature",
         )
 
 
@@ -323,7 +329,8 @@ def test_draws_what_torch_multinomial_draws(multinomial_from_scratch, dtype):
         got = multinomial_from_scratch(probs)
         call = f"multinomial_from_scratch of {dtype} probabilities, seed {seed},"
         expect.tensor(got, (3, 1), call, torch.int64)
-        hint = "One Exp(1) draw for each token of each row; the largest p/E wins."
+        hint = "One .exponential_() draw for each token of each row; the largest p/E "
+        hint += "wins. Other ways to draw Exp(1) use other random numbers."
         expect.same_ids(got, oracle, call, hint=hint)
 
 

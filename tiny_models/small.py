@@ -118,7 +118,7 @@ class ScriptedModel:
             if step >= steps:
                 raise AssertionError(
                     f"the model was called {step + 1} times, where {steps} calls are "
-                    "enough: does the loop stop in time?"
+                    "enough: what comes after the last token is never used"
                 )
             if ids.shape[0] != len(rows):
                 raise AssertionError(
