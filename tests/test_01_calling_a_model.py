@@ -20,13 +20,20 @@ read_sse = exercise("read_sse")
 continue_chat = exercise("continue_chat")
 top_alternatives = exercise("top_alternatives")
 
-HI = [{"role": "user", "content": "Hi"}]
-TALK = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello!"},
-]
 BASE = {"id": "chatcmpl-1", "created": 1, "model": "tiny"}
+
+
+def hi():
+    """New for each use: a wrong answer may change what it is given."""
+    return [{"role": "user", "content": "Hi"}]
+
+
+def talk():
+    return [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+    ]
 
 
 def completion(text, logprobs=None):
@@ -87,7 +94,7 @@ def generated(real, text, new, seed=None, **options):
 
 
 def test_the_text_of_the_first_choice(ask):
-    got = ask(FakeClient(completion("Hi!")), "tiny", HI)
+    got = ask(FakeClient(completion("Hi!")), "tiny", hi())
     hint = ""
     if isinstance(got, ChatCompletion):
         hint = " That is the whole response; the text is in choices[0].message.content."
@@ -100,11 +107,11 @@ def test_the_text_of_the_first_choice(ask):
 
 def test_the_request_is_what_was_asked_for(ask):
     client = FakeClient(completion("Hi!"))
-    messages = [dict(message) for message in TALK]
+    messages = talk()
     options = {"temperature": 0.5, "max_tokens": 7, "stop": ["x"], "seed": 3}
     with expect.unchanged("pass it on as it is", messages=messages):
         ask(client, "tiny", messages, **options)
-    wanted = {"model": "tiny", "messages": TALK, **options}
+    wanted = {"model": "tiny", "messages": talk(), **options}
     got = only_call(client, "ask")
     for field, value in wanted.items():
         assert field in got, f"the request has no {field!r}: are **options passed on?"
@@ -117,12 +124,12 @@ def test_ask_says_what_generate_says(ask, real):
     prompt = "<user>Hi</s><assistant>"
     options = {"max_tokens": 8}
     for seed in (0, 1):
-        got = ask(real.client, "tiny", HI, temperature=0.8, seed=seed, **options)
+        got = ask(real.client, "tiny", hi(), temperature=0.8, seed=seed, **options)
         sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0}
         oracle = generated(real, prompt, 8, seed, **sampling)
         expect.value(got, oracle, f"ask of the real server, seed {seed}")
     greedy = generated(real, prompt, 8, do_sample=False)
-    got = ask(real.client, "tiny", HI, temperature=0, **options)
+    got = ask(real.client, "tiny", hi(), temperature=0, **options)
     expect.value(got, greedy, "ask of the real server, temperature 0")
 
 
@@ -132,7 +139,7 @@ def test_ask_says_what_generate_says(ask, real):
 def test_pieces_worked_by_hand(stream_text):
     chunks = [chunk(""), chunk("Pa"), chunk(None), chunk("ris"), chunk(choices=0)]
     client = FakeClient(iter(chunks))
-    got = stream_text(client, "tiny", HI)
+    got = stream_text(client, "tiny", hi())
     assert not isinstance(got, str), (
         "stream_text returned one str: yield each piece, so that it can be shown early"
     )
@@ -143,9 +150,9 @@ def test_pieces_worked_by_hand(stream_text):
 
 def test_the_request_asks_for_a_stream(stream_text):
     client = FakeClient(iter([chunk("Hi")]))
-    list(stream_text(client, "tiny", TALK, temperature=0.5, seed=3))
+    list(stream_text(client, "tiny", talk(), temperature=0.5, seed=3))
     got = only_call(client, "stream_text")
-    wanted = {"model": "tiny", "messages": TALK, "temperature": 0.5, "seed": 3}
+    wanted = {"model": "tiny", "messages": talk(), "temperature": 0.5, "seed": 3}
     for field, value in {**wanted, "stream": True}.items():
         assert field in got, f"the request has no {field!r}"
         expect.value(got[field], value, f"the request's {field}")
@@ -159,7 +166,7 @@ def test_a_piece_comes_out_before_the_next_chunk_is_there(stream_text):
             given.append(text)
             yield chunk(text)
 
-    pieces = iter(stream_text(FakeClient(chunks()), "tiny", HI))
+    pieces = iter(stream_text(FakeClient(chunks()), "tiny", hi()))
     expect.value(next(pieces), "Pa", "the first piece")
     assert given == ["Pa"], (
         "the second chunk was waited for before the first piece came out: yield inside "
@@ -169,7 +176,7 @@ def test_a_piece_comes_out_before_the_next_chunk_is_there(stream_text):
 
 def test_the_stream_joins_to_what_generate_says(stream_text, real):
     options = {"temperature": 0.8, "seed": 1, "max_tokens": 8}
-    got = "".join(stream_text(real.client, "tiny", HI, **options))
+    got = "".join(stream_text(real.client, "tiny", hi(), **options))
     sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0}
     oracle = generated(real, "<user>Hi</s><assistant>", 8, 1, **sampling)
     expect.value(got, oracle, "the joined pieces from the real server")
@@ -178,8 +185,8 @@ def test_the_stream_joins_to_what_generate_says(stream_text, real):
 def test_a_usage_chunk_is_no_text(stream_text, real):
     options = {"max_tokens": 3, "temperature": 0}
     usage = {"include_usage": True}
-    plain = list(stream_text(real.client, "tiny", HI, **options))
-    got = list(stream_text(real.client, "tiny", HI, stream_options=usage, **options))
+    plain = list(stream_text(real.client, "tiny", hi(), **options))
+    got = list(stream_text(real.client, "tiny", hi(), stream_options=usage, **options))
     expect.value(got, plain, "the pieces with include_usage")
 
 
@@ -239,7 +246,7 @@ def test_an_event_comes_out_before_the_next_one_is_there(read_sse):
 
 
 def test_the_servers_own_stream_is_read(read_sse, real):
-    request = {"model": "tiny", "messages": HI, "temperature": 0, "max_tokens": 5}
+    request = {"model": "tiny", "messages": hi(), "temperature": 0, "max_tokens": 5}
     chunks = real.client.chat.completions.create(**request, stream=True)
     oracle = [c.choices[0].delta.content or "" for c in chunks]
     create = real.client.chat.completions.with_streaming_response.create
@@ -260,23 +267,23 @@ def test_a_turn_worked_by_hand(continue_chat):
     assert len(got) == 2, f"{call} should return (reply, new history)"
     expect.value(got[0], "Hello!", f"{call}: the reply")
     answer = {"role": "assistant", "content": "Hello!"}
-    expect.value(got[1], [*HI, answer], f"{call}: the new history")
+    expect.value(got[1], [*hi(), answer], f"{call}: the new history")
 
 
 def test_the_whole_history_is_sent(continue_chat):
     client = FakeClient(completion("Fine."))
-    history = [dict(message) for message in TALK]
+    history = talk()
     _, new = continue_chat(client, "tiny", history, "And you?")
     question = {"role": "user", "content": "And you?"}
     sent = only_call(client, "continue_chat")["messages"]
     hint = "The API is stateless: it knows only what you send."
-    expect.value(sent, [*TALK, question], "the messages of the request", hint)
+    expect.value(sent, [*talk(), question], "the messages of the request", hint)
     answer = {"role": "assistant", "content": "Fine."}
-    expect.value(new, [*TALK, question, answer], "the new history")
+    expect.value(new, [*talk(), question, answer], "the new history")
 
 
 def test_the_history_is_left_alone(continue_chat):
-    history = [dict(message) for message in TALK]
+    history = talk()
     client = FakeClient(completion("Fine."), completion("Well."))
     with expect.unchanged("history + [message] makes a new list", history=history):
         _, new = continue_chat(client, "tiny", history, "And you?")
@@ -324,7 +331,7 @@ def pairs(got, call):
 
 def test_alternatives_worked_by_hand(top_alternatives):
     call = "top_alternatives with logprobs -0.6931 and -1.3863"
-    got = pairs(top_alternatives(FakeClient(yes_or_no()), "tiny", HI, 2), call)
+    got = pairs(top_alternatives(FakeClient(yes_or_no()), "tiny", hi(), 2), call)
     expect.value([token for token, _ in got], ["Yes", "No"], f"{call}: the tokens")
     rounded = [round(p, 3) for _, p in got]
     hint = ""
@@ -335,13 +342,13 @@ def test_alternatives_worked_by_hand(top_alternatives):
 
 def test_no_more_is_asked_for_than_needed(top_alternatives):
     client = FakeClient(yes_or_no())
-    top_alternatives(client, "tiny", HI, 2)
+    top_alternatives(client, "tiny", hi(), 2)
     got = only_call(client, "top_alternatives")
     limit = got.get("max_tokens", got.get("max_completion_tokens"))
     assert limit == 1, f"one token is enough; the request has max_tokens={limit}"
     expect.value(got.get("logprobs"), True, "the request's logprobs")
     expect.value(got.get("top_logprobs"), 2, "the request's top_logprobs")
-    expect.value(got.get("messages"), HI, "the request's messages")
+    expect.value(got.get("messages"), hi(), "the request's messages")
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])
@@ -352,7 +359,7 @@ def test_probabilities_are_the_softmax_of_the_models_logits(top_alternatives, re
         logits = real.model(ids["input_ids"]).logits[0, -1]
     oracle = logits.softmax(-1).topk(n).values.tolist()
     call = f"top_alternatives of the real server, n={n}"
-    got = pairs(top_alternatives(real.client, "tiny", HI, n), call)
+    got = pairs(top_alternatives(real.client, "tiny", hi(), n), call)
     assert len(got) == n, f"{call} should give {n} pairs, not {len(got)}"
     probabilities = torch.tensor([p for _, p in got])
     expect.same(probabilities, oracle, f"{call}: probabilities", tolerance=1e-4)
