@@ -54,6 +54,7 @@ else:
 # %% [markdown]
 # ## 1. One question
 #
+# A model reads and writes *tokens*: pieces of text, often a word with the space before it.
 # A request is a list of *messages*, each with a *role*: `user` for the human, `assistant` for
 # the model, `system` for instructions that stand above both.
 
@@ -113,20 +114,20 @@ for system in ("You are a pirate.", "Answer in French.", "Answer with one word."
 # The system message pulls the answer its way. It is text like any other, though, not a rule:
 # this small model forgets the "one word".
 #
-# **Predict:** `max_tokens` of 5, 10 and 40. Does the model plan a shorter answer if it is
+# **Predict:** `max_tokens` of 4, 10 and 20. Does the model plan a shorter answer if it is
 # given less room?
 
 # %% tags=["nbval-check-output"]
 messages = [{"role": "user", "content": "Explain why the sky is blue."}]
-for limit in (5, 10, 40):
+for limit in (4, 10, 20):
     response = client.chat.completions.create(
         model=model, messages=messages, temperature=0, max_tokens=limit
     )
     choice = response.choices[0]
-    print(limit, choice.finish_reason, repr(choice.message.content[:60]))
+    print(limit, choice.finish_reason, repr(choice.message.content))
 
 # %% [markdown]
-# No. It writes the same text, and somebody cuts it off. The *finish reason* tells: `length`
+# No. It writes the same text, and the server stops asking it for tokens. The *finish reason* tells: `length`
 # means cut, `stop` means that the model had finished, or that a *stop string* came up.
 # `stop` strings are yours to choose; the text ends before them.
 
@@ -167,13 +168,16 @@ stream = client.chat.completions.create(
     stream_options={"include_usage": True},
 )
 for chunk in stream:
-    delta = chunk.choices[0].delta if chunk.choices else None
-    print(repr(delta and delta.content), "| usage:", bool(chunk.usage))
+    for choice in chunk.choices:
+        print(repr(choice.delta.content), "| finish reason:", choice.finish_reason)
+    if not chunk.choices:
+        print("no choices | usage:", chunk.usage.total_tokens, "tokens")
 
 # %% [markdown]
 # The first chunk announces the role and has no text; the one with the finish reason has
 # `None`; the last one, with the usage, has no choice at all. Code that takes
-# `chunk.choices[0].delta.content` for granted breaks on one of them.
+# `chunk.choices[0].delta.content` for granted raises an IndexError on the last, and cannot
+# join the `None`.
 
 # %% [markdown]
 # ### Exercise 01.2 · `stream_text`
@@ -261,7 +265,7 @@ with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as answe
 # difficulty ★★★ · importance ★★☆ · 15 min · our answer: 12 lines
 #
 # Turn the lines of a stream into the JSON documents of its events, one at a time, up to
-# `[DONE]`. You have `json.loads`.
+# `[DONE]`. You have `json.loads`. An event that no blank line ends is dropped.
 #
 # By hand: the lines `: ping`, `data: {"a": 1}`, *(blank)*, `data:{"b": 2}`, *(blank)*,
 # `data: [DONE]`, *(blank)* give `{"a": 1}` and `{"b": 2}`.
@@ -312,7 +316,7 @@ with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as answe
 
 # %% tags=["nbval-check-output"]
 answer = httpx.post(url, json={**body, "temprature": 0}, headers=headers, timeout=120)
-print(answer.status_code, answer.json()["error"]["message"][:65], "...")
+print(answer.status_code, answer.json()["error"]["message"])
 
 # %% [markdown]
 # ## 4. It does not remember you

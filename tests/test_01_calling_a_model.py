@@ -120,6 +120,13 @@ def test_the_request_is_what_was_asked_for(ask):
     assert extra <= {"stream"}, f"nobody asked for {sorted(extra)} in the request"
 
 
+def test_without_options_the_request_has_none(ask):
+    client = FakeClient(completion("Hi!"))
+    ask(client, "tiny", hi())
+    extra = set(only_call(client, "ask")) - {"model", "messages", "stream"}
+    assert not extra, f"ask without options put {sorted(extra)} in the request"
+
+
 def test_ask_says_what_generate_says(ask, real):
     prompt = "<user>Hi</s><assistant>"
     options = {"max_tokens": 8}
@@ -146,6 +153,14 @@ def test_pieces_worked_by_hand(stream_text):
     pieces = list(got)
     call = "stream_text of '', 'Pa', None, 'ris' and a chunk without choices"
     expect.value(pieces, ["Pa", "ris"], call)
+
+
+def test_a_chunk_without_choices_may_come_at_any_place(stream_text):
+    chunks = [chunk(choices=0), chunk("Pa"), chunk(choices=0), chunk("ris")]
+    got = list(stream_text(FakeClient(iter(chunks)), "tiny", hi()))
+    hint = "Skip a chunk without choices; the stream is not over."
+    call = "stream_text with chunks without choices before and between the pieces"
+    expect.value(got, ["Pa", "ris"], call, hint)
 
 
 def test_the_request_asks_for_a_stream(stream_text):
@@ -206,6 +221,11 @@ def test_a_usage_chunk_is_no_text(stream_text, real):
         (["event: x", "id: 7", 'data: {"a": 1}', "", "data: [DONE]", ""], [{"a": 1}]),
         (['data: {"a": 1}', ""], [{"a": 1}]),
         (['data: {"a": "x: y, data: z"}', ""], [{"a": "x: y, data: z"}]),
+        (
+            ['data: {"t": "[DONE]"}', "", 'data: {"a": 1}', "", "data: [DONE]", ""],
+            [{"t": "[DONE]"}, {"a": 1}],
+        ),
+        (['data: {"a": 1}', "", 'data: {"b": 2}'], [{"a": 1}]),
         (["retry", 'data: {"a": 1}', ":", "", "data: [DONE]", ""], [{"a": 1}]),
         ([], []),
     ],
@@ -268,6 +288,22 @@ def test_a_turn_worked_by_hand(continue_chat):
     expect.value(got[0], "Hello!", f"{call}: the reply")
     answer = {"role": "assistant", "content": "Hello!"}
     expect.value(got[1], [*hi(), answer], f"{call}: the new history")
+
+
+def test_the_reply_goes_into_the_history_as_it_came(continue_chat):
+    client = FakeClient(completion(" Hello!\n"))
+    reply, new = continue_chat(client, "tiny", [], "Hi")
+    expect.value(reply, " Hello!\n", "the reply ' Hello!\n'")
+    expect.value(new[-1]["content"], " Hello!\n", "its content in the new history")
+
+
+def test_options_go_through(continue_chat):
+    client = FakeClient(completion("Hello!"))
+    continue_chat(client, "tiny", [], "Hi", temperature=0, max_tokens=5)
+    got = only_call(client, "continue_chat")
+    for field, wanted in (("temperature", 0), ("max_tokens", 5)):
+        assert field in got, f"the request has no {field!r}: are **options passed on?"
+        expect.value(got[field], wanted, f"the request's {field}")
 
 
 def test_the_whole_history_is_sent(continue_chat):
