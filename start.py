@@ -82,7 +82,9 @@ def main(argv):
         # The root is the whole course, so that solutions/ can be opened too.
         root = "--ServerApp.root_dir=" + str(HERE)
         become(["jupyterlab", root, "--LabApp.default_url=/lab/tree/lessons"] + argv)
-    become(["pytest"] + argv)
+    # Notebooks and test files side by side; each stays whole, its cells in order.
+    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    become(["pytest"] + (spread if command == "test" else []) + argv)
 
 
 def find_lessons(words):

@@ -154,12 +154,13 @@ def drift(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
         notebook = nbformat.reads(text, as_version=4)
+        content = digest_of_content(notebook)
     except Exception as error:
         return f"{shown(path)} is not a notebook: {str(error)[:100]}"
     stamp = notebook.metadata.get(STAMP, {})
     if stamp.get("source") != digest_of_source(source):
         return f"{shown(source)} has changed since {shown(path)} was built"
-    if stamp.get("content") != digest_of_content(notebook) or text != as_text(notebook):
+    if stamp.get("content") != content or text != as_text(notebook):
         return f"{shown(path)} was changed after it was built"
     return ""
 

@@ -189,7 +189,7 @@ def pytest_runtest_makereport(item, call):
         for name in names:
             unwritten = explain.Unwritten(result.text)
             item.config.stash[KNOWN].setdefault((_book_of(item), name), unwritten)
-    report.verdict = result
+    report.state = result.state
     book = item.getparent(Notebook)
     if book is None:
         return report
@@ -214,7 +214,7 @@ def pytest_report_teststatus(report):
     table at the end says it all, once."""
     if not getattr(report, "for_learner", False) or report.passed:
         return None
-    if report.verdict.state == explain.TO_DO:
+    if report.state == explain.TO_DO:
         return "to do", "-", "TO DO"
     return "wrong", "F", "WRONG"
 

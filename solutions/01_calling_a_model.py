@@ -48,7 +48,8 @@ from tiny_models import load, serve
 if os.environ.get("OPENAI_BASE_URL"):
     client, model = OpenAI(), os.environ["OPENAI_MODEL"]
 else:
-    server = serve(*load())
+    local_model, tokenizer = load()
+    server = serve(local_model, tokenizer)
     client, model = OpenAI(base_url=server.base_url, api_key="none"), server.model
 
 # %% [markdown]
@@ -63,10 +64,14 @@ messages = [{"role": "user", "content": "What is the capital of France?"}]
 response = client.chat.completions.create(model=model, messages=messages, temperature=0)
 print(type(response).__name__, "with", len(response.choices), "choice")
 print(response.choices[0].message)
-print(response.choices[0].finish_reason, "|", response.usage.total_tokens, "tokens")
+print("finish reason:", response.choices[0].finish_reason)
+usage = response.usage
+print(usage.prompt_tokens, "tokens in,", usage.completion_tokens, "tokens out")
 
 # %% [markdown]
-# The text is some way down in the response. You will want it often.
+# (Why so many tokens in? The server writes the roles into the text, too, and a system
+# message of its own: lesson 02 looks at what the model really reads.) The text of the answer
+# is some way down in the response. You will want it often.
 
 # %% [markdown]
 # ### Exercise 01.1 · `ask`
@@ -100,7 +105,7 @@ def ask(client: OpenAI, model: str, messages: list[dict], **options) -> str:
 check(ask)
 
 # %% [markdown]
-# What do the options do? First the roles: the same question under different instructions.
+# Now to what goes in. First the roles: the same question under different instructions.
 
 # %% tags=["nbval-check-output"]
 for system in ("You are a pirate.", "Answer in French.", "Answer with one word."):
@@ -112,10 +117,10 @@ for system in ("You are a pirate.", "Answer in French.", "Answer with one word."
 
 # %% [markdown]
 # The system message pulls the answer its way. It is text like any other, though, not a rule:
-# this small model forgets the "one word".
+# this small model's French is poor, and it forgets the "one word".
 #
-# **Predict:** `max_tokens` of 4, 10 and 20. Does the model plan a shorter answer if it is
-# given less room?
+# Then the options. **Predict:** `max_tokens` of 4, 10 and 20. Does the model plan a shorter
+# answer if it is given less room?
 
 # %% tags=["nbval-check-output"]
 messages = [{"role": "user", "content": "Explain why the sky is blue."}]
@@ -127,15 +132,18 @@ for limit in (4, 10, 20):
     print(limit, choice.finish_reason, repr(choice.message.content))
 
 # %% [markdown]
-# No. It writes the same text, and the server stops asking it for tokens. The *finish reason* tells: `length`
-# means cut, `stop` means that the model had finished, or that a *stop string* came up.
-# `stop` strings are yours to choose; the text ends before them.
+# No. It writes the same text, and the server stops asking it for tokens. The *finish reason*
+# tells: `length` means cut, `stop` means that the model had finished, or that a *stop string*
+# came up. Stop strings are yours to choose; the text ends before them.
 
 # %% tags=["nbval-check-output"]
 messages = [{"role": "user", "content": "Count from one to five."}]
 for stop in (None, ["4"], ["\n"]):
-    text = ask(client, model, messages, temperature=0, max_tokens=30, stop=stop)
-    print(stop, repr(text))
+    response = client.chat.completions.create(
+        model=model, messages=messages, temperature=0, max_tokens=30, stop=stop
+    )
+    choice = response.choices[0]
+    print(stop, choice.finish_reason, repr(choice.message.content))
 
 # %% [markdown]
 # `temperature` sets how much is left to chance: at 0 the likeliest token always wins, at 1
@@ -151,7 +159,7 @@ for temperature, seed in ((0, 0), (0, 1), (1, 0), (1, 0), (1, 1)):
 # %% [markdown]
 # At temperature 0 the seed does not matter. At 1, the same seed gives the same text. (Ours
 # keeps that promise; commercial providers call it "best effort", since their batches and
-# machines change. Lesson 03 shows why that matters.)
+# machines change. What a seed is, you will see in lesson 03.)
 #
 # ## 2. As it is written
 #
@@ -379,8 +387,19 @@ for line in ("The secret word is banana.", "What is the secret word?"):
     print(f"{line} -> {reply}   ({len(history)} messages)")
 
 # %% [markdown]
-# Each turn sends, and pays for, all turns before it. That is also why you can rewrite the
-# past: the model cannot know that an "assistant" message in the history is not its own.
+# Each turn sends, and pays for, all turns before it. Nothing says that they must be true:
+# here the model is told what it is said to have answered.
+
+# %% tags=["nbval-check-output"]
+forged = [
+    {"role": "user", "content": "Which fruit do you like best?"},
+    {"role": "assistant", "content": "I like no fruit but the durian."},
+]
+reply, _ = continue_chat(client, model, forged, "Which fruit was that?", **options)
+print(reply)
+
+# %% [markdown]
+# The model cannot know that an "assistant" message in the history is not its own.
 #
 # ## 5. What it nearly said
 #
@@ -440,7 +459,7 @@ ax.set(xlabel="probability of the first token", title=question)
 plt.show()
 
 # %% [markdown]
-# The model does not answer "no". It has a distribution over its 49,152 tokens, in which
+# The model does not say "No". It has a distribution over its 49,152 tokens, in which
 # "No" leads with about a third and "Yes" follows further down. The answer is what you get
 # when somebody *picks* from it: that is decoding, and the subject of this course.
 #

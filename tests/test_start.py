@@ -116,7 +116,8 @@ def bare(tmp_path):
 def test_sets_up_and_runs_pytest_in_its_own_environment(course):
     code, output = run(course, "test", "-x", "-k", "ties")
     assert code == 0
-    arguments = ["-x", "-k", "ties"]
+    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    arguments = [*spread, "-x", "-k", "ties"]
     assert called(output) == ["pytest", arguments, str(course / ".venv"), str(course)]
 
 
