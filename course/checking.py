@@ -44,13 +44,21 @@ def state_of(name: str, exercise) -> str:
         return explain.report(run(name, exercise, test_files(name)))[1]
 
 
-def run(name: str, exercise, files) -> list[tuple[str, explain.Verdict]]:
-    """(title, verdict) of each test of the exercise `name`, run on `exercise`."""
-    live = _Live(name, exercise)
+def run(
+    name: str, exercise, files, only: str = "", stop: bool = False
+) -> list[tuple[str, explain.Verdict]]:
+    """(title, verdict) of each test of the exercise `name`, run on `exercise`.
+
+    only: the name of a test function, to run it alone; stop: at the first failure.
+    """
+    live = _Live(name, exercise, only)
     arguments = [
         *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-o", "addopts="),
         *("--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"),
         *("-p", "no:nbval", "-p", "course.plugin", "--capture=no"),
+        # It collects garbage twice at the end, most of the time of a quick check.
+        *("-p", "no:unraisableexception"),
+        *(["--exitfirst"] if stop else []),
         *map(str, files),
     ]
     with contextlib.redirect_stdout(Bounded(sys.stdout)):
@@ -86,15 +94,20 @@ def test_files(name: str):
 class _Live:
     """pytest plugin: hands over one object, keeps its tests, collects the verdicts."""
 
-    def __init__(self, name, exercise):
-        self.name, self.exercise = name, exercise
+    def __init__(self, name, exercise, only):
+        self.name, self.exercise, self.only = name, exercise, only
         self.results, self.errors = [], ""
 
     def pytest_configure(self, config):
         config.stash[plugin.LIVE] = {self.name: self.exercise}
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = [i for i in items if self.name in plugin.exercises_asked_for(i)]
+        items[:] = [
+            item
+            for item in items
+            if self.name in plugin.exercises_asked_for(item)
+            and self.only in ("", item.originalname)
+        ]
 
     def pytest_collectreport(self, report):
         if report.failed:

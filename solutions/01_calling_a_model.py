@@ -388,7 +388,7 @@ for line in ("The secret word is banana.", "What is the secret word?"):
 
 # %% [markdown]
 # Each turn sends, and pays for, all turns before it. Nothing says that they must be true:
-# here the model is told what it is said to have answered.
+# here the model reads an answer that it never gave.
 
 # %% tags=["nbval-check-output"]
 forged = [

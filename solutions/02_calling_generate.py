@@ -447,7 +447,7 @@ plt.show()
 # %% [markdown]
 # "quick" could have been anything. The second time nearly every word is cheaper, the saying
 # being there to look up, and one word costs far more: the one that changed. (The first token
-# has no prediction; its box shows 0.)
+# has no prediction; its box shows 0. ␣ is a space.)
 #
 # ## 6. Where did it look?
 #

@@ -291,7 +291,7 @@ def test_an_event_comes_out_before_the_next_one_is_there(read_sse):
     )
 
 
-def test_the_servers_own_stream_is_read(read_sse, real):
+def test_a_stream_of_the_real_server_is_read(read_sse, real):
     request = {"model": "tiny", "messages": hi(), "temperature": 0, "max_tokens": 5}
     chunks = real.client.chat.completions.create(**request, stream=True)
     oracle = [c.choices[0].delta.content or "" for c in chunks]
@@ -414,7 +414,7 @@ def test_no_more_is_asked_for_than_needed(top_alternatives):
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])
-def test_probabilities_are_the_softmax_of_the_models_logits(top_alternatives, real, n):
+def test_probabilities_are_the_softmax_of_the_logits(top_alternatives, real, n):
     prompt = "<user>Hi</s><assistant>"
     ids = real.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():

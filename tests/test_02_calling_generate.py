@@ -148,7 +148,7 @@ def test_no_second_bos_is_added(build_prompt):
     expect.value(read, "<s>" + HI_TEXT, call, hint)
 
 
-def test_the_template_is_the_tokenizers(build_prompt):
+def test_the_template_is_that_of_the_tokenizer(build_prompt):
     template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     template += "{% if add_generation_prompt %}>{% endif %}"
     tokenizer = toy_tokenizer(chat_template=template)

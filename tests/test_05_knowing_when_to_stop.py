@@ -68,7 +68,7 @@ def test_id_0_is_an_id(eos_token_ids):
     expect.value(eos_token_ids(model_with_eos(0)), [0], call, "0 counts as false.")
 
 
-def test_the_models_own_list_is_not_handed_out(eos_token_ids):
+def test_the_list_of_the_model_is_not_handed_out(eos_token_ids):
     model = model_with_eos([2, 7])
     expect.returned(eos_token_ids(model), list, "eos_token_ids").append(5)
     assert model.generation_config.eos_token_id == [2, 7], (
@@ -539,7 +539,7 @@ def test_sampling_with_the_default_top_k(CustomDecoder):
 
 @MODELS
 @BATCHES
-def test_the_eos_ids_are_the_models(CustomDecoder, make, batch):
+def test_the_eos_ids_are_those_of_the_model(CustomDecoder, make, batch):
     model = make()
     for count in (1, 2, 3):
         model.generation_config.eos_token_id = frequent_tokens(model, count)

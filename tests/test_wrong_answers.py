@@ -1,0 +1,20 @@
+"""Each planted wrong answer is rejected, by the check that names its mistake."""
+
+import pytest
+
+from course import paths
+from course.answers import answers, is_caught
+
+ALL = [
+    pytest.param(answer, lesson, id=f"{answer.exercise}-{answer.name}")
+    for lesson in paths.lesson_names()
+    for answer in answers("wrong_answers", lesson)
+]
+
+
+@pytest.mark.parametrize(("answer", "lesson"), ALL)
+def test_a_wrong_answer_is_rejected_by_the_check_about_its_mistake(answer, lesson):
+    assert answer.why, "a docstring should say what the misconception is"
+    assert f"def {answer.by}(" in paths.tests_of(lesson).read_text(encoding="utf-8")
+    assert len(answer.says) >= 3, "a phrase that the learner must be shown"
+    assert is_caught(answer) == ""
