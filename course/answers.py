@@ -1,10 +1,10 @@
 """Answers on which the checks themselves are tried.
 
-tests/wrong_answers/NN_topic.py holds plausible mistakes, tests/right_answers/NN_topic.py
-correct answers in another style than ours. Each answer is a function or class, named
+tests/wrong_answers/NN_topic.py holds plausible mistakes of a lesson's learners, and
+tests/right_answers/NN_topic.py correct answers in another style than ours. Each answer is a function or class, named
 for what it does; its docstring is a sentence on the misconception, or the style:
 
-    @wrong("top_k_filter", "test_each_row_has_its_own_threshold", "threshold have shape")
+    @wrong("top_k_filter", "test_each_row_has_its_own_threshold", "have shape")
     def one_threshold_for_all_rows(logits, top_k):
         "The smallest of all rows' best logits serves every row."
         ...
@@ -65,7 +65,7 @@ def answers(kind: str, lesson: str) -> list[Answer]:
 
 
 def verdicts(answer: Answer) -> list[tuple[str, explain.Verdict]]:
-    """(title, verdict) of the checks: of `answer.by` alone if there is one, else all."""
+    """(title, verdict) of each check: of `answer.by` alone if there is one."""
     files = [tests_of(lesson_of(answer.exercise))]
     return checking.run(answer.exercise, answer.value, files, only=answer.by)
 
