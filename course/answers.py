@@ -1,8 +1,9 @@
 """Answers on which the checks themselves are tried.
 
 tests/wrong_answers/NN_topic.py holds plausible mistakes of a lesson's learners, and
-tests/right_answers/NN_topic.py correct answers in another style than ours. Each answer is a function or class, named
-for what it does; its docstring is a sentence on the misconception, or the style:
+tests/right_answers/NN_topic.py correct answers in another style than ours. Each answer
+is a function or class, named for what it does; its docstring is a sentence on the
+misconception, or on the style:
 
     @wrong("top_k_filter", "test_each_row_has_its_own_threshold", "have shape")
     def one_threshold_for_all_rows(logits, top_k):

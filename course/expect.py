@@ -20,7 +20,10 @@ def show(value, limit: int = 12) -> str:
         items += ["..."] if len(value) > limit else []
         text = ", ".join(items)
         return f"[{text}]" if isinstance(value, list) else f"({text})"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"(cannot be shown: its repr raises {type(error).__name__})"
     return text if len(text) < 300 else text[:300] + " ..."
 
 

@@ -1,5 +1,6 @@
 """Turn what a check raised into a sentence for the learner."""
 
+import builtins
 import sysconfig
 import textwrap
 import traceback
@@ -45,7 +46,7 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
     frame = learners_frame(error)
     if isinstance(error, Unwritten):
         return Verdict(TO_DO, str(error))
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) and _raised_by_a_line(error):
         return Verdict(TO_DO, _unwritten(exercise, error))
     if isinstance(error, TimeLimit):
         text = f"still running after {error.seconds:g} s, so it was stopped. Does the "
@@ -54,10 +55,12 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
         return Verdict(WRONG, _first_part(error))
     elif isinstance(error, SystemExit):
         text = "it calls exit(), which would end the notebook: return or raise instead"
+    elif isinstance(error, MemoryError) or "t allocate memory" in safe_text(error):
+        text = "it asks for more memory than there is"
     elif isinstance(error, RecursionError):
         text = "it calls itself without an end (RecursionError)"
     else:
-        text = f"{type(error).__name__}: {safe_text(error)}"
+        text = f"{type(error).__name__}: {safe_text(error)}" + _shadowed(error)
         if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
             text += (
                 ". A check of the saved notebook runs only the cells that came with "
@@ -79,6 +82,22 @@ def learners_frame(error: BaseException):
     return mine[-1] if mine else None
 
 
+def _shadowed(error) -> str:
+    """Where a variable of the learner's hides a builtin: `sum = 3`, then `sum(x)`."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    if not isinstance(error, TypeError) or "not callable" not in str(error) or not tb:
+        return ""
+    code, names = tb.tb_frame.f_code, tb.tb_frame.f_globals
+    hidden = [n for n in code.co_names if n in names and hasattr(builtins, n)]
+    return "".join(
+        f". A variable of yours called `{name}` hides Python's own: `del {name}`"
+        for name in hidden
+        if not callable(names[name])
+    )
+
+
 def safe_text(error: BaseException, limit: int = 600) -> str:
     """str(error), even where that itself raises, cut to a readable length."""
     try:
@@ -86,6 +105,14 @@ def safe_text(error: BaseException, limit: int = 600) -> str:
     except BaseException as broken:
         return f"(its message cannot be shown: {type(broken).__name__})"
     return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def _raised_by_a_line(error) -> bool:
+    """Raised by a `raise`, as in a stub. torch raises NotImplementedError from C, for
+    what it cannot do with a dtype or a device."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = frames[-1].line if frames else ""
+    return not line or line.startswith("raise")
 
 
 def _is_ours(error) -> bool:

@@ -3,7 +3,9 @@ what it prints, and the global state put back afterwards.
 
 What cannot be stopped: a single call into C that never returns to the interpreter, on
 Windows or off the main thread (elsewhere a signal interrupts it if it can be
-interrupted at all).
+interrupted at all); a process that ends itself (`os._exit`, a crash in C, more memory
+than the system has). In a terminal pytest ends such a run after five minutes, with the
+line where it stood (see pyproject.toml); in a notebook, restart the kernel.
 """
 
 import builtins
@@ -11,14 +13,15 @@ import contextlib
 import ctypes
 import io
 import signal
-import sys
 import threading
 
-import torch
 from transformers.utils import logging
+
+from course.pristine import state_put_back
 
 SECONDS = 10.0
 PRINTED_LINES = 200
+LINE = 100  # characters
 
 
 class TimeLimit(BaseException):
@@ -87,25 +90,12 @@ def _by_thread(seconds):
 
 @contextlib.contextmanager
 def contained(seconds: float = SECONDS):
-    """Time limit; no `input()`; torch's global state and the RNG put back after."""
-    rng = torch.get_rng_state()
-    dtype = torch.get_default_dtype()
-    grad = torch.is_grad_enabled()
-    verbosity = logging.get_verbosity()
-    ask = builtins.input
-    depth = sys.getrecursionlimit()
-    builtins.input = _no_input
-    logging.set_verbosity_error()  # warnings about the tests' tiny models
-    try:
+    """Time limit; no `input()`; the program's state put back afterwards."""
+    with state_put_back():
+        builtins.input = _no_input
+        logging.set_verbosity_error()  # warnings about the tests' tiny models
         with time_limit(seconds):
             yield
-    finally:
-        builtins.input = ask
-        logging.set_verbosity(verbosity)
-        sys.setrecursionlimit(depth)
-        torch.set_rng_state(rng)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
 
 
 def _no_input(prompt="", /):
@@ -116,12 +106,13 @@ class Bounded(io.TextIOBase):
     """A text stream that passes on the first lines and drops the rest."""
 
     def __init__(self, stream, lines: int = PRINTED_LINES):
-        self.stream, self.left = stream, lines
+        self.stream, self.left = stream, lines * LINE  # characters
 
     def write(self, text: str) -> int:
         if self.left > 0:
-            kept = text.splitlines(keepends=True)[: self.left]
-            self.left -= text.count("\n")
+            kept = text[: self.left].splitlines(keepends=True)[: 1 + self.left // LINE]
+            # A line costs as much as a full one, so that there are not too many.
+            self.left -= sum(max(len(line), LINE) for line in kept if line.strip(" "))
             self.stream.write("".join(kept))
             if self.left <= 0:
                 self.stream.write("... (the rest of what was printed is not shown)\n")

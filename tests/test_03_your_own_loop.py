@@ -358,9 +358,10 @@ def test_is_not_torch_multinomial_itself(multinomial_from_scratch, monkeypatch):
     def refused(*_, **__):
         raise AssertionError("write the race yourself, without multinomial")
 
-    monkeypatch.setattr(torch, "multinomial", refused)
-    monkeypatch.setattr(torch.Tensor, "multinomial", refused)
-    multinomial_from_scratch(torch.tensor([[0.3, 0.7]]))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "multinomial", refused)
+        patch.setattr(torch.Tensor, "multinomial", refused)
+        multinomial_from_scratch(torch.tensor([[0.3, 0.7]]))
 
 
 def test_the_race_leaves_its_input_alone(multinomial_from_scratch):

@@ -212,7 +212,8 @@ def test_exactly_k_of_many_ties_in_bfloat16(top_k_exact):
 def test_exact_treats_0_and_negative_as_top_k_filter_does(top_k_exact):
     logits = torch.tensor([[2.0, 2.0, 0.0]])
     expect.same(top_k_exact(logits.clone(), 0), logits, "top_k_exact(logits, 0)")
-    expect.rejects(ValueError, lambda: top_k_exact(logits, -3), "top_k=-3")
+    for k in (-1, -3):
+        expect.rejects(ValueError, lambda k=k: top_k_exact(logits, k), f"top_k={k}")
 
 
 def test_exact_leaves_its_input_alone_and_keeps_the_dtype(top_k_exact):
