@@ -45,6 +45,13 @@ def exercise(name: str):
     return learners
 
 
+@pytest.fixture
+def seed() -> int:
+    """Of the draws in a statistical test, which tests/test_statistics.py runs with
+    others. Such a test is marked `draws`."""
+    return 0
+
+
 def exercises_of(module) -> list[str]:
     """The names of a test module's exercises, in the order of its file."""
     values = vars(module).values()
