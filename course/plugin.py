@@ -35,7 +35,7 @@ def exercise(name: str):
     def learners(request):
         known = request.config.stash[KNOWN].get((_book_of(request.node), name))
         if known is not None:
-            raise known
+            raise known.with_traceback(None)  # which would grow with each raise
         live = request.config.stash.get(LIVE, {})
         if name in live:
             return live[name]
@@ -130,10 +130,13 @@ def pytest_collect_file(file_path, parent):
     return Notebook.from_parent(parent, path=file_path)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items, config):
     for item in items:
         # So that `-k top_k_filter` chooses the tests of one exercise.
         item.extra_keyword_matches.update(exercises_asked_for(item))
+        if LIVE in config.stash or item.getparent(Notebook):
+            # Learners read our sentence; pytest's own takes longer than most tests.
+            item.repr_failure = lambda *_, **__: ""
 
 
 def exercises_asked_for(item) -> list[str]:
