@@ -66,6 +66,7 @@ def read_source(source: Path):
     notebook = jupytext.read(source)
     prefix, seen = source.stem[:2], set()
     for n, cell in enumerate(notebook.cells):
+        cell.source = cell.source.strip("\n")  # a formatter's blank lines before `def`
         cell["id"] = _cell_id(cell, prefix, n)
         if cell["id"] in seen:
             sys.exit(f"{shown(source)}: two cells have the id {cell['id']}")

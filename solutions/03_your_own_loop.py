@@ -415,7 +415,8 @@ for options in ({"do_sample": False}, {"do_sample": True, "temperature": 0.7}):
 #
 # Greedy decoding follows one path through a tree of possibilities. Here is that path, from
 # your own functions: the three likeliest tokens at each step. The thicker the line, the
-# likelier the token; the branches that were not taken hang below.
+# likelier the token; the branches that were not taken hang below. (␣ is a space, ⏎ a line
+# end.)
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 2.4))
