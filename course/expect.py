@@ -115,6 +115,7 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
             f"{call} should have shape {tuple(expected.shape)}, not "
             f"{tuple(got.shape)}. The tokens that both have agree; yours "
             + ("goes on for too long." if longer else "stops too early.")
+            + _hint(hint)
         )
 
 
