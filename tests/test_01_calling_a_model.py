@@ -82,7 +82,10 @@ def only_call(client, name):
 @pytest.fixture(scope="module")
 def real():
     """The real client, the server's name for its model, the model and its tokenizer."""
-    model = random_llama(vocab_size=len(toy_tokenizer()), eos_token_id=None)
+    # An EOS that is no token: else a sampled answer may end before its first token.
+    vocab = len(toy_tokenizer())
+    model = random_llama(vocab_size=vocab, eos_token_id=None)
+    model.generation_config.eos_token_id = vocab
     with serve(model, toy_tokenizer(), name="tiny") as server:
         client = OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
         yield SimpleNamespace(client=client, model=model, tokenizer=toy_tokenizer())
