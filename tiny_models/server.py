@@ -41,6 +41,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from starlette.exceptions import HTTPException
 
 from tiny_models.engine import Generation, Sampling
+from tiny_models.openapi import describe
 
 MAX_BODY = 4 * 1024 * 1024  # bytes
 MAX_CHOICES = 8
@@ -609,6 +610,7 @@ def build_app(engine: Engine) -> FastAPI:
     async def failure(request: Request, error: Exception) -> Response:
         return _error_response(_internal_error(error))
 
+    describe(app, engine.name)
     return app
 
 
