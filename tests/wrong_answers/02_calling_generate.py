@@ -677,13 +677,13 @@ def at_tokens(values, tokens):
     return values.gather(-1, tokens[..., None])[..., 0]
 
 
-@wrong("token_logprobs", PREFIX, SHIFT)
+@wrong("token_logprobs", LOGPROBS, SHIFT)
 def logits_of_the_token_itself(model, ids):
     """The logits at a position are about the next token, not about this one."""
     return at_tokens(logits_of(model, ids)[:, 1:].log_softmax(-1), ids[:, 1:])
 
 
-@wrong("token_logprobs", PREFIX, SHIFT)
+@wrong("token_logprobs", LOGPROBS, SHIFT)
 def the_token_before(model, ids):
     """Drops the last of both, which leaves the shift undone."""
     return at_tokens(logits_of(model, ids)[:, :-1].log_softmax(-1), ids[:, :-1])
@@ -739,7 +739,7 @@ def exp_by_hand(model, ids):
     return at_tokens(logits - logits.exp().sum(-1, keepdim=True).log(), ids[:, 1:])
 
 
-@wrong("token_logprobs", LOGPROBS, "should have shape (1, 1), not (1, 1, 1)")
+@wrong("token_logprobs", LOGPROBS, "gather keeps the dimension")
 def a_dimension_is_left(model, ids):
     """gather keeps the dimension along which it looks."""
     logprobs = logits_of(model, ids)[:, :-1].log_softmax(-1)
@@ -752,13 +752,13 @@ def the_sum(model, ids):
     return reference("token_logprobs")(model, ids).sum()
 
 
-@wrong("token_logprobs", PREFIX, "That is the likeliest token")
+@wrong("token_logprobs", LOGPROBS, "That is the likeliest token")
 def of_the_likeliest(model, ids):
     """The best log-probability at each position, whichever token came."""
     return logits_of(model, ids)[:, :-1].log_softmax(-1).amax(-1)
 
 
-@wrong("token_logprobs", PREFIX, "the vocabulary, the last dimension")
+@wrong("token_logprobs", LOGPROBS, "the vocabulary, the last dimension")
 def softmax_over_positions(model, ids):
     """dim=1 are the positions."""
     return at_tokens(logits_of(model, ids)[:, :-1].log_softmax(1), ids[:, 1:])
