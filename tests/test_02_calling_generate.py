@@ -22,7 +22,7 @@ attention_map = exercise("attention_map")
 
 HI_TEXT = "<user>hi</s><assistant>"
 TALK_TEXT = (
-    "<system>Be kind.</s><user>hi</s><assistant>hello</s>"
+    "<system>Be kind.</s><user>hi</s><assistant> hello\n</s>"
     "<user>a longer question, with é</s><assistant>"
 )
 GRADIENTS_OFF = (
@@ -41,7 +41,7 @@ def talk():
     return [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "hello"},
+        {"role": "assistant", "content": " hello\n"},
         {"role": "user", "content": "a longer question, with é"},
     ]
 
@@ -79,6 +79,8 @@ def misread_prompt(read, text):
         )
     if "<user>" not in read:
         return " The chat template was not used: tokenizer.apply_chat_template."
+    if "".join(read.split()) == "".join(text.split()):
+        return " The spaces of a message belong to it: no strip()."
     if text.endswith(read):
         return " Only the last message is in it: a model remembers no other."
     if text.startswith(read):
@@ -135,6 +137,18 @@ class Arrived(Exception):
     """The prompt has reached a model on another device."""
 
 
+@contextlib.contextmanager
+def up_to_the_device():
+    """The body, until it looks at what is on a device without numbers."""
+    try:
+        yield
+    except Arrived:
+        pass
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
+
+
 class FakeGenerate:
     """A model whose `generate` continues with a text for each row, and records how it
     was called."""
@@ -153,10 +167,11 @@ class FakeGenerate:
             f"generate was given {len(ids)} prompt(s), not {len(self.texts)}: one call "
             "for all that were asked for"
         )
-        assert ids.device == self.device, (
-            f"the model is on the device {self.device}, and its prompt is on "
-            f"{ids.device}: prompt.to(model.device)"
-        )
+        for name, given in (("prompt", ids), ("mask", options.get("attention_mask"))):
+            assert given is None or given.device == self.device, (
+                f"the model is on the device {self.device}, and its {name} is on "
+                f"{given.device}: prompt.to(model.device)"
+            )
         if self.device.type == "meta":
             raise Arrived  # a device without numbers, so there is nothing to answer
         self.calls.append({**options, "input_ids": ids})
@@ -165,6 +180,13 @@ class FakeGenerate:
         width = max(map(len, new))
         rows = [row + [0] * (width - len(row)) for row in new]
         return torch.cat([ids, torch.tensor(rows)], dim=-1)
+
+    def eval(self):
+        return self
+
+    def parameters(self):
+        """One parameter, for code that asks it for the device."""
+        return iter([torch.empty(1, device=self.device)])
 
     @property
     def call(self):
@@ -338,7 +360,7 @@ def test_generation_options_go_through_unchanged(reply):
 def test_the_prompt_goes_to_the_device_of_the_model(reply):
     model = FakeGenerate("yes")
     model.device = torch.device("meta")
-    with contextlib.suppress(Arrived):
+    with up_to_the_device():
         reply(model, toy_tokenizer(), hi())
 
 
@@ -465,7 +487,7 @@ def test_options_of_a_batch_go_through_unchanged(reply_batch):
 def test_the_batch_goes_to_the_device_of_the_model(reply_batch):
     model = FakeGenerate("yes", "no")
     model.device = torch.device("meta")
-    with contextlib.suppress(Arrived):
+    with up_to_the_device():
         reply_batch(model, toy_tokenizer(), [hi(), hi()])
 
 
@@ -594,6 +616,10 @@ def test_logprobs_carry_no_gradients_and_are_float32(token_logprobs):
     with expect.unchanged(ids=ids):
         got = token_logprobs(model, ids)
     assert torch.is_grad_enabled(), GRADIENTS_OFF
+    assert model.dtype == torch.bfloat16, (
+        "the caller's model was bfloat16 and is float32 now: model.float() changes the "
+        "model itself, model(ids).logits.float() only what it returned"
+    )
     call = "token_logprobs of a bfloat16 model"
     expect.tensor(got, (1, 2), call, torch.float32)
     assert not got.requires_grad, "call the model inside `with torch.no_grad():`"

@@ -162,6 +162,16 @@ def a_batch_of_one(model, tokenizer, messages, **generation):
     return reference("reply_batch")(model, tokenizer, [messages], **generation)[0]
 
 
+@right("reply")
+def prompt_decoded_first(model, tokenizer, messages, **generation):
+    """As the library's pipeline: the prompt's text is cut off the whole text."""
+    model.eval()
+    prompt = build(tokenizer, messages).to(next(model.parameters()).device)
+    before = tokenizer.decode(prompt["input_ids"][0], skip_special_tokens=True)
+    output = model.generate(**prompt, **generation)
+    return tokenizer.decode(output[0], skip_special_tokens=True)[len(before) :]
+
+
 # --- reply_batch ----------------------------------------------------------------------
 
 

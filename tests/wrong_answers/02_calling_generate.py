@@ -97,6 +97,12 @@ def the_bare_question(tokenizer, messages):
     return tokenizer(messages[-1]["content"], return_tensors="pt")
 
 
+@wrong("build_prompt", PROMPT, "The spaces of a message belong to it")
+def stripped_messages(tokenizer, messages):
+    """Tidies up what was said."""
+    return build(tokenizer, [m | {"content": m["content"].strip()} for m in messages])
+
+
 @wrong("build_prompt", PROMPT, "that is not in them")
 def a_system_message_of_its_own(tokenizer, messages):
     """Adds an instruction that nobody gave."""
@@ -424,6 +430,15 @@ def silences_a_warning(model, tokenizer, messages, **generation):
 def prompt_stays_on_the_cpu(model, tokenizer, messages, **generation):
     """A prompt on the CPU for a model on a GPU."""
     prompt = build(tokenizer, messages)
+    output = model.generate(**prompt, **generation)
+    return text_of(tokenizer, prompt["input_ids"], output)
+
+
+@wrong("reply", "test_the_prompt_goes_to_the_device_of_the_model", "its mask is on cpu")
+def mask_stays_on_the_cpu(model, tokenizer, messages, **generation):
+    """Moves the ids and forgets the mask."""
+    prompt = build(tokenizer, messages)
+    prompt["input_ids"] = prompt["input_ids"].to(model.device)
     output = model.generate(**prompt, **generation)
     return text_of(tokenizer, prompt["input_ids"], output)
 
@@ -802,6 +817,12 @@ def gradients_off_for_good(model, ids):
     """Switches gradients off and not on again."""
     torch.set_grad_enabled(False)
     return reference("token_logprobs")(model, ids)
+
+
+@wrong("token_logprobs", NO_GRADIENTS, "model.float() changes the model itself")
+def converts_the_model(model, ids):
+    """Converts the caller's model, which then needs twice the memory."""
+    return reference("token_logprobs")(model.to(torch.float32), ids)
 
 
 @wrong("token_logprobs", NO_GRADIENTS, "should be torch.float32, not torch.bfloat16")
