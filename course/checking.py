@@ -9,7 +9,7 @@ import pytest
 from course import explain, plugin
 from course.limits import Bounded
 from course.paths import ROOT, TESTS
-from course.pristine import mend
+from course.pristine import mend, standard_state
 
 
 class NotPassed(AssertionError):
@@ -65,7 +65,11 @@ def run(
         *map(str, files),
     ]
     out, err = Bounded(sys.stdout), Bounded(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        standard_state(),
+    ):
         code = pytest.main(arguments, plugins=[live])
     if code == pytest.ExitCode.INTERRUPTED and not live.errors:
         raise KeyboardInterrupt

@@ -16,6 +16,7 @@ import nbformat
 
 from course.limits import TimeLimit, time_limit
 from course.paths import shown
+from course.pristine import state_put_back
 
 # True while a notebook is being loaded: `carry` then hands out references, so that an
 # answer is never blamed for an earlier lesson's.
@@ -107,7 +108,7 @@ def load(path: Path, seconds: float = 60.0) -> Loaded:
             linecache.cache[name] = (len(cell.source), None, lines, name)
             try:
                 code = compile(cell.source, name, "exec")
-                with time_limit(seconds), _no_exit():
+                with time_limit(seconds), _no_exit(), state_put_back():
                     exec(code, loaded.namespace)
             except (Exception, TimeLimit) as error:
                 loaded.broken.append((cell.source, name, error))

@@ -82,5 +82,17 @@ def state_put_back():
         mend()
 
 
+@contextlib.contextmanager
+def standard_state():
+    """torch as it is when it has just been imported, whatever a notebook has set; what
+    it has set is there again afterwards."""
+    with state_put_back():
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+        torch.use_deterministic_algorithms(False)
+        yield
+
+
 def _equal(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

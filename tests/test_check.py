@@ -87,6 +87,9 @@ SAYS = {
     WRONG + "torch.topk = torch.equal = lambda *a, **k: True": ["returned None"],
     WRONG + "torch.Tensor.topk = torch.Tensor.__eq__ = None": ["returned None"],
     WRONG + "import builtins; builtins.min = builtins.sum = max": ["returned None"],
+    "torch.set_default_dtype(torch.float64)\n" + RIGHT: ["PASSED"],
+    "torch.set_grad_enabled(False)\n" + RIGHT: ["PASSED"],
+    "torch.set_default_device('meta')\n" + RIGHT: ["PASSED"],
     "torch.Tensor.topk = torch.topk = lambda *a, **k: 1 / 0\n" + RIGHT: [
         "(torch.topk had been replaced in this notebook; it is put back now.)",
         "(Tensor.topk had been replaced",

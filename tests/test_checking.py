@@ -123,6 +123,8 @@ EDITED = {
     "deleted": (delete_the_cell, "Was its cell deleted"),
     "helper": (HEAD + "return helper(logits)", "put imports and helpers of your own"),
     "exit": ("exit()\n" + HEAD + "pass", "the cell calls exit()"),
+    "patches": ("torch.topk = None\n" + HEAD + "return logits * 0", "not [[0, 0"),
+    "own exception": (HEAD + "raise type('E', (BaseException,), {})('x')", "E: x"),
     "raises": ("1 / 0\n" + HEAD + "pass", "fails when it is run: ZeroDivisionError"),
 }
 NO_NOTEBOOKS = {"half": 0.5, "empty": 0, "list": "[]", "text": "not JSON"}
