@@ -36,7 +36,7 @@ def mend() -> list[str]:
     for owner, originals in _ORIGINALS.items():
         now = vars(owner)
         for name, value in originals.items():
-            if now.get(name) is not value:
+            if not _is_or_wraps(now.get(name), value):
                 setattr(owner, name, value)
                 mended.append(f"{owner.__name__}.{name}")
     # torch.Tensor inherits most methods: a new one of the same name hides them.
@@ -46,6 +46,13 @@ def mend() -> list[str]:
             delattr(torch.Tensor, name)
             mended.append(f"Tensor.{name}")
     return mended
+
+
+def _is_or_wraps(now, original) -> bool:
+    """torch wraps some functions of its own, when it compiles: that is no accident."""
+    while now is not original and hasattr(now, "__wrapped__"):
+        now = now.__wrapped__
+    return now is original
 
 
 # What a program sets for itself: how to read it, and how to set it again.

@@ -1,6 +1,7 @@
 """`check` in a notebook, on code that is hostile by accident: it says what is the
 matter, leaves the kernel as it was, and the next check tells the truth."""
 
+import importlib
 import itertools
 import json
 import os
@@ -171,6 +172,11 @@ def test_what_code_sets_for_the_whole_program_is_put_back(spoil):
     with limits.contained(5):
         spoil()
     assert state() == before
+    assert pristine.mend() == []
+
+
+def test_what_torch_wraps_itself_is_left_alone():
+    importlib.import_module("torch._dynamo")  # wraps torch.manual_seed
     assert pristine.mend() == []
 
 

@@ -202,6 +202,7 @@ def test_outputs_show_no_errors_no_warnings_and_no_paths(path):
             text = str(output)
             assert output.output_type != "error", cell.source
             assert output.get("name") != "stderr", output.get("text")
+            assert "had been replaced" not in text, cell.source
             for trace in (str(ROOT), "/home/", "site-packages", "127.0.0.1", "/tmp/"):
                 assert trace not in text, f"{trace} in the output of {cell.source}"
 
