@@ -10,6 +10,9 @@ DEFAULT = "return_dict=True is the default since transformers 5"
 ONE_ROW = "there is one row"
 ON_THE_CPU = "makes a difference on a GPU only, and tests run without one"
 
+THE_LAST_IS_THE_DEFAULT = "sort works on the last dimension by default"
+TO_THE_LAST_BIT = "differs only where two rounded numbers are equal to the last bit"
+
 EQUIVALENT = {
     "stream_text": {
         "and chunk.choices[0].delta.content: → and chunk.choices[-1].delta.content:": (
@@ -86,5 +89,24 @@ EQUIVALENT = {
         "if eos_ids else -1 if attention_mask is": (
             "without EOS ids no row finishes, so nothing is padded"
         ),
+    },
+    "top_p_filter": {
+        "= logits.sort(dim=-1, descending=True) probabilities → = logits.sort(descending=True) probabilities": THE_LAST_IS_THE_DEFAULT,
+        "= before >= top_p remove_ordered[: → = before > top_p remove_ordered[:": TO_THE_LAST_BIT,
+    },
+    "typical_filter": {
+        "abs().argsort(dim=-1) ordered = → abs().argsort() ordered =": THE_LAST_IS_THE_DEFAULT,
+        "- ordered >= typical_p remove = → - ordered > typical_p remove =": TO_THE_LAST_BIT,
+    },
+    "eta_filter": {
+        ".masked_fill(probabilities < eta, float( → .masked_fill(probabilities <= eta, float(": TO_THE_LAST_BIT,
+    },
+    "xtc_filter": {
+        ") chosen = (draws < probability).to(logits.device) probabilities = logits → ) chosen = draws < probability probabilities = logits": ON_THE_CPU,
+        ".masked_fill(probabilities < threshold, float( → .masked_fill(probabilities <= threshold, float(": TO_THE_LAST_BIT,
+        "= (draws < probability).to( → = (draws <= probability).to(": TO_THE_LAST_BIT,
+    },
+    "Mirostat": {
+        "= (surprisal > self.mu) → = (surprisal >= self.mu)": TO_THE_LAST_BIT,
     },
 }

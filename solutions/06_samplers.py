@@ -1,0 +1,674 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · Samplers
+#
+# **After this lesson you can write every common rule for cutting a distribution, say what
+# each is for, and predict what changes when two of them change places.**
+#
+# You write: `top_p_filter`, `min_p_filter`, `typical_filter`, `eta_filter`,
+# `top_n_sigma_filter`, `xtc_filter`, `Mirostat`, `chain` and `commute`. About 120 minutes.
+# Builds on lessons 03 and 04: the loop and top-k come along in the first cell.
+
+# %% tags=["setup"]
+from collections.abc import Callable
+
+import torch
+
+from course import carry
+
+decode = carry("decode")
+next_token_logits = carry("next_token_logits")
+pick_sample = carry("pick_sample")
+top_k_filter = carry("top_k_filter")
+
+# %%
+import matplotlib.pyplot as plt
+
+from course import check, figures
+from tiny_models import load
+
+model, tokenizer = load()
+
+
+def logits_after(prompt):
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+    return next_token_logits(model, ids)  # (1, vocab)
+
+
+peaked = logits_after("The capital of France is")
+flat = logits_after("Once upon a time there was a")
+
+
+def kept(logits):
+    return int((logits > -torch.inf).sum())
+
+
+# %% [markdown]
+# ## 1. A mass instead of a number
+#
+# Lesson 04 cut at a fixed number: too many tokens after "The capital of France is", too few
+# after "Once upon a time there was a". *Top-p*, or nucleus sampling, fixes the mass instead:
+# keep the likeliest tokens until they hold a share of `top_p` together.
+#
+# **Predict.** Three tokens have the probabilities 0.5, 0.4 and 0.1. Which stay with
+# `top_p=0.6`? Here is an implementation, and the test that came with it:
+
+# %% tags=["nbval-check-output"]
+probabilities = torch.tensor([0.5, 0.4, 0.1])
+keep = probabilities.cumsum(-1) <= 0.6
+print(keep.tolist())
+assert keep.tolist() == [True, False, False]
+
+# %% [markdown]
+# The test passes, and both are wrong: the token that stays holds 0.5, which is less than
+# 0.6. The token that *crosses* the line belongs to the nucleus. A well-known course had
+# exactly this rule for three months, since its test asserted what the code returned. A
+# test needs a source of its own: the paper says "the smallest set whose mass is at least
+# p", so two tokens stay.
+
+# %% [markdown]
+# ### Exercise 06.1 · `top_p_filter`
+#
+# difficulty ★★★ · importance ★★★ · 15 min · our answer: 8 lines
+#
+# Keep the smallest set of the likeliest tokens whose mass is at least `top_p`, and set all
+# other logits to -inf.
+#
+# By hand: with the probabilities 0.5, 0.4, 0.1, `top_p=0.6` keeps two tokens, 0.45 keeps
+# one, 0.95 all three. `top_p=1` is off; 0 keeps the likeliest token.
+#
+# <details><summary>Hint 1</summary>Sort the logits from large to small, softmax,
+# cumsum. A token stays if the mass <em>before</em> it is less than
+# <code>top_p</code>.</details>
+# <details><summary>Hint 2</summary>The mass before a token is the cumulative sum without
+# its own probability. The first token always stays.</details>
+# <details><summary>Hint 3</summary><code>sort</code> gives the places, too:
+# <code>remove.scatter(-1, places, remove_sorted)</code> brings a mask back into the order
+# of the vocabulary.</details>
+
+
+# %% tags=["exercise"]
+def top_p_filter(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of likeliest tokens with a mass of at least top_p.
+
+    logits: (batch, vocab) float. top_p: 0 to 1; 1 is off.
+    Returns a new tensor; removed tokens are -inf, at least one token stays.
+    Raises ValueError for top_p below 0 or above 1. Holtzman et al., 2020.
+    """
+    ### BEGIN SOLUTION
+    if not 0 <= top_p <= 1:
+        raise ValueError(f"top_p must be from 0 to 1, got {top_p}")
+    if top_p == 1:
+        return logits.clone()
+    ordered, places = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # the mass of likelier tokens
+    remove_ordered = before >= top_p
+    remove_ordered[:, 0] = False
+    remove = remove_ordered.scatter(-1, places, remove_ordered)
+    return logits.masked_fill(remove, float("-inf"))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(top_p_filter)
+
+# %% [markdown]
+# **Predict:** how many of the 49,152 tokens hold 90% of the mass, after each prompt?
+
+# %% tags=["nbval-check-output"]
+for name, logits in (("peaked", peaked), ("flat", flat)):
+    print(name, kept(top_p_filter(logits, 0.9)), "tokens hold 0.9")
+
+# %% [markdown]
+# A handful against hundreds: the cut adapts. But a *mass* has a weakness of its own. A high
+# temperature spreads mass over the tail, and the nucleus follows it there:
+
+# %% tags=["nbval-check-output"]
+for temperature in (0.5, 1.0, 2.0):
+    print(temperature, kept(top_p_filter(flat / temperature, 0.9)), "tokens")
+
+# %% [markdown]
+# ## 2. A floor below the best
+#
+# *Min-p* asks of each token: how likely is it compared with the likeliest? Below a fraction
+# `min_p` of that, it goes. A peaked distribution has a high floor, a flat one a low floor.
+
+# %% [markdown]
+# ### Exercise 06.2 · `min_p_filter`
+#
+# difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 4 lines
+#
+# Remove tokens whose probability is below `min_p` times the largest probability of their
+# row.
+#
+# By hand: with 0.5, 0.4, 0.1 and `min_p=0.5` the floor is 0.25, and two tokens stay. 0 is
+# off; 1 keeps the likeliest (and what ties with it).
+#
+# <details><summary>Hint 1</summary><code>amax(-1, keepdim=True)</code> is the largest of
+# each row, shape <code>(batch, 1)</code>.</details>
+
+
+# %% tags=["exercise"]
+def min_p_filter(logits: torch.Tensor, min_p: float) -> torch.Tensor:
+    """Remove tokens with less than min_p times the probability of the likeliest.
+
+    logits: (batch, vocab) float. min_p: 0 to 1; 0 is off. Returns a new tensor.
+    Raises ValueError for min_p below 0 or above 1. Nguyen et al., 2025.
+    """
+    ### BEGIN SOLUTION
+    if not 0 <= min_p <= 1:
+        raise ValueError(f"min_p must be from 0 to 1, got {min_p}")
+    probabilities = logits.softmax(-1)
+    floor = min_p * probabilities.amax(-1, keepdim=True)  # (batch, 1)
+    return logits.masked_fill(probabilities < floor, float("-inf"))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(min_p_filter)
+
+# %% tags=["nbval-check-output"]
+for temperature in (0.5, 1.0, 2.0):
+    print(temperature, kept(min_p_filter(flat / temperature, 0.05)), "tokens")
+
+# %% [markdown]
+# Far fewer at high temperature. (That min-p gives *better texts* is disputed: Schaeffer et
+# al., 2025, found no advantage over top-p when both are tuned alike.)
+#
+# ## 3. Not too likely either
+#
+# Both rules take for granted that likelier is better. *Typical* sampling does not. People
+# seldom say the likeliest word; what they say carries about as much information as one would
+# expect. The surprisal of a token is minus the logarithm of its probability, the *entropy* H
+# is the mean surprisal: keep tokens whose surprisal is near H.
+#
+# **Predict.** Can the likeliest token be removed by such a rule?
+
+# %% [markdown]
+# ### Exercise 06.3 · `typical_filter`
+#
+# difficulty ★★★ · importance ★★☆ · 15 min · our answer: 10 lines
+#
+# Order the tokens by the distance of their surprisal from the entropy, the nearest first,
+# and keep the smallest set of them whose mass is at least `typical_p`.
+#
+# By hand: the probabilities 0.6, 0.2, 0.2 have the entropy 0.95. The surprisals are 0.51,
+# 1.61, 1.61, so the distances are 0.44, 0.66, 0.66. With `typical_p=0.5` the first token
+# stays alone.
+#
+# <details><summary>Hint 1</summary><code>surprisal = -logits.log_softmax(-1)</code>; the
+# entropy is the sum of p times surprisal, <code>keepdim=True</code>.</details>
+# <details><summary>Hint 2</summary>A removed token has p = 0 and surprisal inf; their
+# product is nan. <code>nansum</code> leaves it out.</details>
+# <details><summary>Hint 3</summary>From the order on it is top-p: cumulative mass before
+# each token, at least one stays, scatter back. <code>gather</code> brings the probabilities
+# into the new order.</details>
+
+
+# %% tags=["exercise"]
+def typical_filter(logits: torch.Tensor, typical_p: float) -> torch.Tensor:
+    """Keep the most typical tokens, with a mass of at least typical_p.
+
+    logits: (batch, vocab) float. typical_p: above 0, up to 1; 1 is off. Returns a new
+    tensor; at least one token stays, not necessarily the likeliest.
+    Raises ValueError for other typical_p. Meister et al., 2023.
+    """
+    ### BEGIN SOLUTION
+    if not 0 < typical_p <= 1:
+        raise ValueError(f"typical_p must be above 0 and at most 1, got {typical_p}")
+    if typical_p == 1:
+        return logits.clone()
+    surprisal = -logits.log_softmax(-1)  # (batch, vocab)
+    probabilities = (-surprisal).exp()
+    entropy = (probabilities * surprisal).nansum(-1, keepdim=True)  # (batch, 1)
+    places = (surprisal - entropy).abs().argsort(dim=-1)
+    ordered = probabilities.gather(-1, places)
+    remove_ordered = ordered.cumsum(-1) - ordered >= typical_p
+    remove = remove_ordered.scatter(-1, places, remove_ordered)
+    return logits.masked_fill(remove, float("-inf"))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(typical_filter)
+
+# %% tags=["nbval-check-output"]
+for name, logits in (("peaked", peaked), ("flat", flat)):
+    out = typical_filter(logits, 0.2)
+    best = logits.argmax().item()
+    stays = bool(out[0, best] > -torch.inf)
+    word = tokenizer.decode(best)
+    print(f"{name}: {kept(out)} tokens; the likeliest, {word!r}, stays: {stays}")
+
+# %% [markdown]
+# In the flat context the likeliest token goes: it says too little. No rule that goes by
+# probability alone would do that.
+#
+# ## 4. A floor that knows the entropy
+#
+# *Eta* sampling is an absolute floor: remove what is less likely than epsilon. In a flat
+# distribution all tokens are unlikely, though, so there the floor sinks with the entropy:
+# it is the smaller of epsilon and sqrt(epsilon) · exp(-H).
+
+# %% [markdown]
+# ### Exercise 06.4 · `eta_filter`
+#
+# difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 7 lines
+#
+# Remove tokens with a probability below eta = min(ε, √ε · exp(-H)), but never the likeliest.
+# H is the entropy of the row, in nats.
+#
+# By hand: four tokens with 0.25 each have H = ln 4, so exp(-H) is 0.25. With ε = 0.64 the
+# floor is min(0.64, 0.8 · 0.25) = 0.2, and all stay. With an absolute floor of 0.64 none
+# would.
+#
+# <details><summary>Hint 1</summary>The entropy is that of the last exercise.
+# <code>clamp(max=epsilon)</code> is the smaller of two.</details>
+# <details><summary>Hint 2</summary>That the likeliest stays needs no code: exp(-H) is never
+# more than the largest probability, and √ε is less than 1.</details>
+
+
+# %% tags=["exercise"]
+def eta_filter(logits: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Remove tokens below eta = min(epsilon, sqrt(epsilon) * exp(-entropy)).
+
+    logits: (batch, vocab) float. epsilon: between 0 and 1; 0 is off.
+    Returns a new tensor; the likeliest token stays.
+    Raises ValueError for other epsilon. Hewitt et al., 2022.
+    """
+    ### BEGIN SOLUTION
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon must be 0 or more and below 1, got {epsilon}")
+    logprobs = logits.log_softmax(-1)
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).nansum(-1, keepdim=True)  # (batch, 1)
+    eta = (epsilon**0.5 * torch.exp(-entropy)).clamp(max=epsilon)
+    return logits.masked_fill(probabilities < eta, float("-inf"))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(eta_filter)
+
+# %% [markdown]
+# ## 5. Before the softmax
+#
+# All rules so far look at probabilities, and temperature changes those. *Top-n-sigma* looks
+# at the logits: keep those within `n` standard deviations of the largest.
+#
+# **Predict:** what happens to the number of tokens kept when all logits are divided by 2?
+
+# %% [markdown]
+# ### Exercise 06.5 · `top_n_sigma_filter`
+#
+# difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 8 lines
+#
+# Remove logits below max - n · σ. The standard deviation σ of a row is taken over the tokens
+# that are still there (a logit of -inf was removed before), and divides by their number, not
+# by one less.
+#
+# By hand: the logits 0, 2, 4 have σ = √(8/3) = 1.63. With n = 1 the line is at 2.37, and 4
+# stays alone; with n = 2 it is at 0.73, and two stay.
+#
+# <details><summary>Hint 1</summary>Where nothing has been removed it is
+# <code>logits.std(-1, correction=0, keepdim=True)</code>.</details>
+# <details><summary>Hint 2</summary>With -inf in a row, take mean and squares of the finite
+# logits by hand: <code>torch.where(finite, logits, 0).sum(-1, keepdim=True) / count</code>.
+# </details>
+
+
+# %% tags=["exercise"]
+def top_n_sigma_filter(logits: torch.Tensor, n: float) -> torch.Tensor:
+    """Keep logits within n standard deviations of the largest.
+
+    logits: (batch, vocab) float; -inf does not count. n: 0 or more.
+    Returns a new tensor; the largest logit stays.
+    Raises ValueError for a negative n. Tang et al., 2025.
+    """
+    ### BEGIN SOLUTION
+    if n < 0:
+        raise ValueError(f"n must be 0 or more, got {n}")
+    there = logits > float("-inf")
+    count = there.sum(-1, keepdim=True)
+    mean = torch.where(there, logits, 0).sum(-1, keepdim=True) / count
+    squares = torch.where(there, (logits - mean) ** 2, 0)
+    sigma = (squares.sum(-1, keepdim=True) / count).sqrt()  # (batch, 1)
+    line = logits.amax(-1, keepdim=True) - n * sigma
+    return logits.masked_fill(logits < line, float("-inf"))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(top_n_sigma_filter)
+
+# %% [markdown]
+# Division by the temperature shrinks the distance and σ alike, so the same tokens stay at
+# every temperature. Here are all the rules at once:
+
+# %%
+rules = {
+    "top-k 50": lambda x: top_k_filter(x, 50),
+    "top-p 0.9": lambda x: top_p_filter(x, 0.9),
+    "min-p 0.05": lambda x: min_p_filter(x, 0.05),
+    "typical 0.9": lambda x: typical_filter(x, 0.9),
+    "eta 0.001": lambda x: eta_filter(x, 0.001),
+    "top-nσ 1": lambda x: top_n_sigma_filter(x, 1.0),
+}
+temperatures = [0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.5, 3.0]
+fig, ax = plt.subplots(figsize=(6.5, 3.4))
+for name, rule in rules.items():
+    ax.plot(
+        temperatures, [kept(rule(flat / t)) for t in temperatures], "o-", label=name
+    )
+ax.set(xlabel="temperature", ylabel="tokens kept", yscale="log")
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+
+# %% [markdown]
+# Two lines are flat: top-k by its definition, top-nσ by its arithmetic. The rules that go by
+# mass follow the temperature into the tail.
+#
+# ## 6. The other end
+#
+# *XTC*, "exclude top choices", is meant for fiction: now and then it removes the likeliest
+# tokens, all but the last of those that are likely enough to be sensible. It comes from a
+# pull request, not from a paper.
+
+# %% [markdown]
+# ### Exercise 06.6 · `xtc_filter`
+#
+# difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 10 lines
+#
+# In each row, with the chance `probability`: of the tokens with a probability of `threshold`
+# or more, remove all but the least likely one. A row with fewer than two such tokens stays
+# as it is. Draw one number for each row: `torch.rand(batch, 1, generator=generator)`, and
+# act where it is less than `probability`.
+#
+# By hand: 0.5, 0.3, 0.15, 0.05 with `threshold=0.1` and `probability=1`: three tokens are
+# likely enough, the first two go, 0.15 and 0.05 stay.
+#
+# <details><summary>Hint 1</summary>The least likely of the likely: replace the probabilities
+# of all others by inf, and take the row's minimum.</details>
+# <details><summary>Hint 2</summary>Then remove what is above that minimum, in the rows that
+# the draw chose. Where no token is likely enough, the minimum is inf, and nothing is above
+# it.</details>
+
+
+# %% tags=["exercise"]
+def xtc_filter(
+    logits: torch.Tensor,
+    threshold: float,
+    probability: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """With a chance of `probability` a row, exclude its top choices.
+
+    logits: (batch, vocab) float. threshold: above 0, up to 1. probability: 0 to 1.
+    generator: for the draws (one a row); torch's own if None. Returns a new tensor.
+    Raises ValueError for other threshold or probability.
+    """
+    ### BEGIN SOLUTION
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must be from 0 to 1, got {probability}")
+    draws = torch.rand(logits.shape[0], 1, generator=generator)
+    chosen = (draws < probability).to(logits.device)  # (batch, 1)
+    probabilities = logits.softmax(-1)
+    likely = probabilities.masked_fill(probabilities < threshold, float("inf"))
+    last = likely.amin(-1, keepdim=True)  # (batch, 1)
+    return logits.masked_fill(chosen & (probabilities > last), float("-inf"))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(xtc_filter)
+
+# %% tags=["nbval-check-output"]
+generator = torch.Generator().manual_seed(0)
+for _ in range(4):
+    best = xtc_filter(flat, 0.02, 0.5, generator)[0].softmax(-1).topk(3)
+    row = zip(best.indices, best.values, strict=True)
+    print("  ".join(f"{figures.token_label(tokenizer, i)} {p:.2f}" for i, p in row))
+
+# %% [markdown]
+# Twice the draw let the top choices go. (␣ is a space.)
+#
+# ## 7. Steering
+#
+# A last idea: do not fix the cut, fix the *result*. *Mirostat* measures how surprising each
+# drawn token was, and moves the cut so that the mean comes out at a target, in bits a token.
+
+# %% [markdown]
+# ### Exercise 06.7 · `Mirostat`
+#
+# difficulty ★★★ · importance ★☆☆ · 20 min · our answer: 14 lines
+#
+# A cut `mu` for each row, at first twice the target. One pick:
+#
+# 1. the surprisal of each token, in bits: -log2 p;
+# 2. remove tokens whose surprisal is above `mu` (never the likeliest);
+# 3. draw with `torch.multinomial` from the softmax of what is left;
+# 4. *observed* is the surprisal in bits of the drawn token among what was left;
+# 5. `mu` becomes `mu - rate * (observed - target)`.
+#
+# By hand: 0.5, 0.25, 0.25 with `target=0.5`: `mu` is 1 bit, so only the first token (1 bit)
+# stays. It is drawn with probability 1, observed is 0, and with `rate=0.1` the new `mu` is
+# 1 - 0.1 · (0 - 0.5) = 1.05.
+#
+# <details><summary>Hint 1</summary>Keep <code>self.mu</code> as a tensor
+# <code>(batch, 1)</code>, made at the first pick, when you know the batch.</details>
+# <details><summary>Hint 2</summary><code>probabilities.gather(-1, token)</code> is the
+# probability of the drawn token of each row.</details>
+
+
+# %% tags=["exercise"]
+class Mirostat:
+    """Sampling that aims at a mean surprisal: Basu et al., 2021, second version.
+
+    target: bits a token. rate: how fast the cut follows. One object serves one batch
+    from its first token to its last.
+    """
+
+    def __init__(self, target: float, rate: float = 0.1):
+        self.target, self.rate = target, rate
+        self.mu = None  # (batch, 1), bits
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits: (batch, vocab) float. Returns (batch, 1) int64, and moves the cut."""
+        ### BEGIN SOLUTION
+        surprisal = -logits.log_softmax(-1) / torch.tensor(2.0).log()  # bits
+        if self.mu is None:
+            self.mu = torch.full_like(surprisal[:, :1], 2 * self.target)
+        best = logits.amax(-1, keepdim=True)
+        remove = (surprisal > self.mu) & (logits < best)
+        probabilities = logits.masked_fill(remove, float("-inf")).softmax(-1)
+        token = torch.multinomial(probabilities, num_samples=1)  # (batch, 1)
+        observed = -probabilities.gather(-1, token).log2()
+        self.mu = self.mu - self.rate * (observed - self.target)
+        return token
+        ### END SOLUTION
+
+
+# %% tags=["check"]
+check(Mirostat)
+
+# %% tags=["nbval-check-output"]
+story = tokenizer("Once upon a time there was a", return_tensors="pt").input_ids
+story = story.to(model.device)
+for target in (1.0, 4.0):
+    torch.manual_seed(0)
+    out = decode(model, story, 20, Mirostat(target).pick)
+    print(target, "bits:", repr(tokenizer.decode(out[0, story.shape[1] :])))
+
+# %% [markdown]
+# ## 8. In which order?
+#
+# Engines let you switch on several of these at once. Then somebody has to decide what comes
+# first.
+
+# %% [markdown]
+# ### Exercise 06.8 · `chain`
+#
+# difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 5 lines
+#
+# One filter out of several: apply them in the order given, each to the result of the one
+# before.
+#
+# By hand: `chain(a, b)(logits)` is `b(a(logits))`; `chain()(logits)` equals `logits`.
+#
+# <details><summary>Hint 1</summary>Return a function that you define inside.</details>
+
+
+# %% tags=["exercise"]
+def chain(
+    *filters: Callable[[torch.Tensor], torch.Tensor],
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that applies the filters one after the other, the first one first."""
+
+    ### BEGIN SOLUTION
+    def apply(logits):
+        for one in filters:
+            logits = one(logits)
+        return logits
+
+    return apply
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(chain)
+
+# %% [markdown]
+# `generate` applies temperature, top-k, top-p, min-p, typical and eta, in this order. With
+# your functions in the same order and the same seed, the tokens must be the same:
+
+# %% tags=["nbval-check-output"]
+cases = {
+    "top_p=0.9": ({"top_p": 0.9}, [lambda x: top_p_filter(x, 0.9)]),
+    "min_p=0.1": ({"min_p": 0.1}, [lambda x: min_p_filter(x, 0.1)]),
+    "typical_p=0.3": ({"typical_p": 0.3}, [lambda x: typical_filter(x, 0.3)]),
+    "eta_cutoff=0.01": ({"eta_cutoff": 0.01}, [lambda x: eta_filter(x, 0.01)]),
+    "T=1.5, top_k=40, top_p=0.8": (
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.8},
+        [
+            lambda x: x / 1.5,
+            lambda x: top_k_filter(x, 40),
+            lambda x: top_p_filter(x, 0.8),
+        ],
+    ),
+}
+for name, (options, filters) in cases.items():
+    cut = chain(*filters)
+    torch.manual_seed(0)
+    mine = decode(model, story, 8, lambda x, cut=cut: pick_sample(cut(x)))
+    torch.manual_seed(0)
+    options = {"do_sample": True, "max_new_tokens": 8, "top_k": 0, **options}
+    theirs = model.generate(story, **options)
+    print(f"{name:27} same tokens as generate: {torch.equal(mine, theirs)}")
+
+# %% [markdown]
+# llama.cpp has another order: its default chain begins with the filters, and the temperature
+# comes *last*. **Predict** for top-k, top-p, min-p and top-nσ: does it matter which comes
+# first, the filter or the temperature?
+
+# %% [markdown]
+# ### Exercise 06.9 · `commute`
+#
+# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 3 lines
+#
+# Do two filters give the same result in both orders, for these logits? (Up to rounding:
+# `torch.allclose`.)
+#
+# By hand: `x / 2` and `x + 0` commute. `x / 2` and `x.clamp(max=3)` do not for `[[4.]]`:
+# 2 in one order, 1.5 in the other.
+#
+# <details><summary>Hint 1</summary>You have just written <code>chain</code>.</details>
+
+
+# %% tags=["exercise"]
+def commute(
+    first: Callable[[torch.Tensor], torch.Tensor],
+    second: Callable[[torch.Tensor], torch.Tensor],
+    logits: torch.Tensor,
+) -> bool:
+    """True if both orders of two filters give the same logits, up to rounding."""
+    ### BEGIN SOLUTION
+    one, other = chain(first, second)(logits), chain(second, first)(logits)
+    return torch.allclose(one, other)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(commute)
+
+
+# %% tags=["nbval-check-output"]
+def hot(x):
+    return x / 2
+
+
+for name, rule in rules.items():
+    both = commute(hot, rule, flat)
+    first, last = kept(chain(hot, rule)(flat)), kept(chain(rule, hot)(flat))
+    print(f"{name:12} commutes: {both!s:5}  temperature first {first}, last {last}")
+
+# %% [markdown]
+# Where they do not commute, "top-p 0.9 at temperature 2" means two things. With the
+# temperature last, the cut is made on the model's own distribution, and high temperatures
+# stay harmless: that is llama.cpp's choice. With the temperature first, as in `transformers`,
+# the cut sees the heated distribution, and hardly cuts.
+#
+# ## Questions
+#
+# 1. `top_p=0.9` and `top_k=50` together. Which of two orders can keep fewer tokens?
+# 2. Min-p compares probabilities. Show that it can be written with logits alone.
+# 3. A program says "temperature 1.5, top-p 0.95" and gives sense in one engine, nonsense in
+#    another. What do you look up first?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Top-k first, as in `transformers`: after it the 50 tokens are all there is, their
+#    probabilities grow, and fewer of them hold 0.9. Top-p first sees the whole vocabulary,
+#    so its nucleus is at least as large.
+# 2. p < min_p · p_max means logit < logit_max + ln(min_p): a fixed distance below the best.
+# 3. The order: whether the temperature comes before or after the cut.
+#
+# </details>
+#
+# ## In the wild
+#
+# | rule | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
+# |---|---|---|---|---|---|
+# | top-p | `top_p` | `top_p` | `top_p` | `top_p` | `--top-p` (0.95) |
+# | min-p | none | `min_p` | `min_p` | `min_p` | `--min-p` (0.05) |
+# | typical | none | `typical_p` | none | none | `--typical` |
+# | eta | none | `eta_cutoff` | none | none | none |
+# | top-nσ | none | none | none | none | `--top-nsigma` |
+# | XTC | none | none | none | none | `--xtc-probability` |
+# | Mirostat | none | none | none | none | `--mirostat` |
+# | temperature | not published | first | first | first | last |
+#
+# ## To read
+#
+# - Holtzman et al.: *The Curious Case of Neural Text Degeneration*, ICLR 2020,
+#   [arXiv:1904.09751](https://arxiv.org/abs/1904.09751). Top-p.
+# - Nguyen et al.: *Turning Up the Heat: Min-p Sampling*, ICLR 2025,
+#   [arXiv:2407.01082](https://arxiv.org/abs/2407.01082), and its critique, Schaeffer et al.,
+#   [arXiv:2506.13681](https://arxiv.org/abs/2506.13681).
+# - Meister et al.: *Locally Typical Sampling*, TACL 2023,
+#   [arXiv:2202.00666](https://arxiv.org/abs/2202.00666).
+# - Hewitt, Manning, Liang: *Truncation Sampling as Language Model Desmoothing*, 2022,
+#   [arXiv:2210.15191](https://arxiv.org/abs/2210.15191). Eta.
+# - Tang et al.: *Top-nσ*, ACL 2025,
+#   [arXiv:2411.07641](https://arxiv.org/abs/2411.07641).
+# - Basu et al.: *Mirostat*, ICLR 2021,
+#   [arXiv:2007.14966](https://arxiv.org/abs/2007.14966).
