@@ -10,6 +10,7 @@ DEFAULT = "return_dict=True is the default since transformers 5"
 ONE_ROW = "there is one row"
 ON_THE_CPU = "makes a difference on a GPU only, and tests run without one"
 
+USE_CACHE = "use_cache=True is the default of these models"
 THE_LAST_IS_THE_DEFAULT = "sort works on the last dimension by default"
 TO_THE_LAST_BIT = "differs only where two rounded numbers are equal to the last bit"
 
@@ -66,6 +67,10 @@ EQUIVALENT = {
         "dtype=torch.long, device=new_tokens.device) return torch. → "
         "dtype=torch.long) return torch.": ON_THE_CPU,
     },
+    "decode_cached": {
+        "dtype=torch.bool, device=ids.device) fed, cache → dtype=torch.bool) fed, cache": ON_THE_CPU,
+        "], past_key_values=cache, use_cache=True) cache = → ], past_key_values=cache) cache =": USE_CACHE,
+    },
     "decode_batch": {
         "dtype=torch.bool, device=ids.device) for _ → dtype=torch.bool) for _": (
             ON_THE_CPU
@@ -108,5 +113,14 @@ EQUIVALENT = {
     },
     "Mirostat": {
         "= (surprisal > self.mu) → = (surprisal >= self.mu)": TO_THE_LAST_BIT,
+    },
+    "attention_with_cache": {
+        "dtype=torch.bool, device=q.device) scores = → dtype=torch.bool) scores =": ON_THE_CPU,
+    },
+    "cached_step": {
+        "token, past_key_values=cache, use_cache=True) return (output → token, past_key_values=cache) return (output": USE_CACHE,
+    },
+    "rollback": {
+        ") if not 0 <= n → ) if not -1 <= n": "crop refuses it with a ValueError, too",
     },
 }
