@@ -45,6 +45,22 @@ COMPLETION = _object(
     choices=_list(_CHOICE),
     usage=_USAGE,
 )
+_STREAMED_CHOICE = _object(
+    ("logprobs",),
+    index=INTEGER,
+    delta=_object(("role", "content"), role={"const": "assistant"}, content=TEXT),
+    logprobs=_LOGPROBS,
+    finish_reason={"enum": [None, "stop", "length"]},
+)
+CHUNK = _object(
+    ("usage",),
+    id=TEXT,
+    object={"const": "chat.completion.chunk"},
+    created=INTEGER,
+    model=TEXT,
+    choices=_list(_STREAMED_CHOICE),
+    usage={"anyOf": [_USAGE, NOTHING]},
+)
 MODEL = _object(id=TEXT, object={"const": "model"}, created=INTEGER, owned_by=TEXT)
 MODELS = _object(object={"const": "list"}, data=_list(MODEL))
 ERROR = _object(
@@ -55,13 +71,27 @@ ERROR = _object(
         code={"anyOf": [TEXT, NOTHING]},
     )
 )
-# Each route's answer, and what a stream is.
+# An event of a stream: a chunk, what failed when the stream had begun, or its end.
+EVENT = _object(
+    ("event",),
+    event={"const": "message"},  # its type, where nothing is said of it
+    data={
+        "anyOf": [
+            {"const": "[DONE]"},
+            {
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": [CHUNK, ERROR]},
+            },
+        ]
+    },
+)
+# Each route's answer.
 ANSWERS = {
-    "/v1/models": {"application/json": MODELS},
-    "/v1/models/{model}": {"application/json": MODEL},
+    "/v1/models": {"application/json": {"schema": MODELS}},
+    "/v1/models/{model}": {"application/json": {"schema": MODEL}},
     "/v1/chat/completions": {
-        "application/json": COMPLETION,
-        "text/event-stream": TEXT,
+        "application/json": {"schema": COMPLETION},
+        "text/event-stream": {"itemSchema": EVENT},  # OpenAPI 3.2, as FastAPI does
     },
 }
 
@@ -73,10 +103,11 @@ def describe(app: FastAPI, model: str) -> None:
     )
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            content = {k: {"schema": v} for k, v in ANSWERS[path].items()}
             error = {"application/json": {"schema": ERROR}}
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"]["enum"] = [model]  # there is no other parameter
             operation["responses"] = {
-                "200": {"description": "the answer", "content": content},
+                "200": {"description": "the answer", "content": ANSWERS[path]},
                 "4XX": {"description": "what is wrong", "content": error},
                 "5XX": {"description": "what failed", "content": error},
             }
@@ -85,6 +116,9 @@ def describe(app: FastAPI, model: str) -> None:
         del schemas[name]  # FastAPI's own errors; ours have the API's shape
     request = schemas["ChatRequest"]
     request["properties"]["model"]["enum"] = [model]
+    request["properties"]["logit_bias"]["propertyNames"] = {
+        "pattern": "^(0|[1-9][0-9]{0,8})$"
+    }
     for name in set(request["properties"]) - set(request["required"]):
         allowed = request["properties"][name]
         if NOTHING not in allowed.get("anyOf", ()):

@@ -37,7 +37,15 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from starlette.exceptions import HTTPException
 
 from tiny_models.engine import Generation, Sampling
@@ -49,6 +57,35 @@ CONTEXT_IF_UNKNOWN = 2048  # tokens, for a model whose config names no limit
 
 
 # --- the request ---
+
+
+class Strict(BaseModel):
+    """An object of the request: no field but these, and no type but theirs."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_is_enough(cls, data: Any) -> Any:
+        # To explain each of a hundred thousand would hold up the other clients.
+        if not isinstance(data, dict):
+            return data
+        first = next((k for k in data if k not in cls.model_fields), None)
+        return {k: v for k, v in data.items() if k in cls.model_fields or k == first}
+
+
+def _whole_number(number: Any) -> Any:
+    """JSON has one kind of number: 1.0 is 1."""
+    whole = isinstance(number, float) and number.is_integer()
+    return int(number) if whole else number
+
+
+WHOLE = BeforeValidator(_whole_number)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
 
 
 def _content_text(content: Any) -> Any:
@@ -74,14 +111,12 @@ def _content_text(content: Any) -> Any:
 ANSWER_FIELDS = {"refusal", "annotations", "audio", "function_call", "tool_calls"}
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description='"system", "developer", "user" or "assistant"'
     )
     content: Annotated[
-        str, BeforeValidator(_content_text, json_schema_input_type=str | list[dict])
+        str, BeforeValidator(_content_text, json_schema_input_type=str | list[TextPart])
     ] = Field(
         description='a string, or a list of {"type": "text", "text": "..."} parts'
     )
@@ -96,9 +131,7 @@ class Message(BaseModel):
         }
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class StreamOptions(Strict):
     include_usage: bool = Field(False, description="true or false")
 
 
@@ -106,26 +139,44 @@ def _stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-class ChatRequest(BaseModel):
+NonEmpty = Annotated[str, Field(min_length=1)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+_check_bias = TypeAdapter(Bias, config=Strict.model_config).validate_python
+
+
+def _first_wrong_bias(biases: Any) -> Any:
+    """Of wrong numbers the first, for the reason that Strict gives; else all."""
+    if not isinstance(biases, dict):
+        return biases
+    for token, bias in biases.items():
+        try:
+            _check_bias(bias)
+        except ValidationError:
+            return {token: bias}
+    return biases
+
+
+class ChatRequest(Strict):
     """The body of POST /v1/chat/completions. null means the default.
 
     A field's description says what is allowed; error messages quote it.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
     model: str = Field(description="the id of a model, a string")
     messages: list[Message] = Field(
         min_length=1,
+        fail_fast=True,
         description='a list with at least one {"role": "...", "content": "..."}',
     )
     stream: bool = Field(False, description="true or false")
     stream_options: StreamOptions | None = Field(
         None, description='an object: {"include_usage": true}'
     )
-    max_tokens: int | None = Field(None, ge=1, description="an integer of 1 or more")
-    max_completion_tokens: int | None = Field(
-        None, ge=1, description="an integer of 1 or more"
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="an integer of 1 or more"
+    )
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = Field(
+        None, description="an integer of 1 or more"
     )
     temperature: float = Field(
         1.0, ge=0, le=2, description="a number from 0 (greedy) to 2"
@@ -133,22 +184,31 @@ class ChatRequest(BaseModel):
     top_p: float = Field(
         1.0, gt=0, le=1, description="a number above 0 and at most 1 (off)"
     )
-    top_k: int = Field(0, ge=0, description="an integer of 0 (off) or more")
-    seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="an integer of at most 64 bits"
+    top_k: Annotated[int, WHOLE] = Field(
+        0, ge=0, description="an integer of 0 (off) or more"
+    )
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = Field(
+        None, description="an integer of at most 64 bits"
     )
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]],
-        BeforeValidator(_stop_list, json_schema_input_type=str | list[str]),
+        list[NonEmpty],
+        BeforeValidator(
+            _stop_list,
+            json_schema_input_type=NonEmpty
+            | Annotated[list[NonEmpty], Field(max_length=4)],
+        ),
     ] = Field([], max_length=4, description="a non-empty string or a list of up to 4")
-    n: int = Field(
+    n: Annotated[int, WHOLE] = Field(
         1, ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}"
     )
     logprobs: bool = Field(False, description="true or false")
-    top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="an integer from 0 to 20"
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
+        None, description="an integer from 0 to 20"
     )
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: Annotated[
+        dict[str, Bias],
+        BeforeValidator(_first_wrong_bias, json_schema_input_type=dict[str, Bias]),
+    ] = Field(
         {},
         description="an object that gives token ids (as strings) numbers "
         "from -100 to 100",
@@ -289,6 +349,7 @@ class Engine:
         self._tokenizer = copy.deepcopy(tokenizer)
         # Else it warns of a long prompt, to which the client gets an answer anyway.
         self._tokenizer.model_max_length = sys.maxsize
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tiny-models-engine")
 
         config = model.config.get_text_config()
@@ -319,12 +380,21 @@ class Engine:
         ]
 
         def encode() -> torch.Tensor:
-            return self._tokenizer.apply_chat_template(
-                conversation,
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )["input_ids"].to(self._model.device)
+            text = self._tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, tokenize=False
+            )
+            # To encode megabytes would hold up the other clients, for nothing.
+            if len(text) > self.context * self._longest_token:
+                raise APIError(
+                    f"The model's context holds {self.context} tokens. The messages "
+                    f"take {len(text)} characters, which no {self.context} tokens can "
+                    "hold. Shorten the messages.",
+                    param="messages",
+                    code="context_length_exceeded",
+                )
+            return self._tokenizer(text, add_special_tokens=False, return_tensors="pt")[
+                "input_ids"
+            ].to(self._model.device)
 
         try:
             ids = await self.run(encode)
@@ -615,10 +685,11 @@ def build_app(engine: Engine) -> FastAPI:
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than MAX_BODY bytes, without keeping it.
+    """Answers 413 to a body of more than MAX_BODY bytes, without keeping it, and 503 to
+    one that has not come when the server has waited for it long enough and closes.
 
-    Starlette has such a middleware; its answer is plain text, which clients of this
-    API cannot read.
+    Starlette has a middleware for the first; its answer is plain text, which clients of
+    this API cannot read.
     """
 
     def __init__(self, app):
@@ -628,7 +699,12 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        size = 0
+        size, answered = 0, False
+
+        async def answer(message):
+            nonlocal answered
+            answered = True
+            await send(message)
 
         async def limited():
             nonlocal size
@@ -644,7 +720,12 @@ class BodyLimit:
                 413, f"The body is too large: at most {MAX_BODY} bytes are allowed."
             )
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, limited, answer)
+        except asyncio.CancelledError:  # by uvicorn, when it closes
+            if answered:
+                raise
+            await _error_response(_shutting_down())(scope, receive, send)
 
 
 # --- the server ---
@@ -677,8 +758,8 @@ class Server:
         )
         # A daemon, so that a kernel or script that forgets close() can end.
         self._thread = threading.Thread(
-            target=self._uvicorn.run,
-            args=([listener],),
+            target=asyncio.run,
+            args=(self._serve(listener),),
             name="tiny-models-server",
             daemon=True,
         )
@@ -690,8 +771,17 @@ class Server:
             raise RuntimeError("the server's thread ended before it could serve")
         atexit.register(self.close)
 
+    async def _serve(self, listener: socket.socket) -> None:
+        await self._uvicorn.serve([listener])
+        # Clients that never read what was sent to them: let go of their sockets.
+        await asyncio.sleep(0)
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
     def close(self) -> None:
-        """Stop. Answers in the making end with an error that says so."""
+        """Stop. Answers in the making end with an error that says so; a client that
+        neither sends nor reads is given five seconds."""
         atexit.unregister(self.close)
         self._engine.closing = True
         self._uvicorn.should_exit = True
