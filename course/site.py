@@ -9,7 +9,6 @@ requirements-teach.txt.
 """
 
 import argparse
-import ast
 import copy
 import os
 import re
@@ -23,13 +22,14 @@ import nbformat
 from course.build import lesson as with_stubs
 from course.notebook import read, tags
 from course.paths import ROOT, SOLUTIONS, lesson_names
+from course.slides import alt_text, has_figure
 
 CONF = ROOT / "course" / "web"
 GUIDE = ROOT / "course" / "guide"
 MARK = ".token-by-token-site"  # in a folder that this program may replace
-SAID = {"title": "title", "suptitle": "title", "xlabel": "x", "ylabel": "y"}
-SAID["label"] = "shows"
-SLIDES = '<p class="slides"><a href="../slides/{name}.html">Slides of this lesson</a></p>'
+SLIDES = (
+    '<p class="slides"><a href="../slides/{name}.html">Slides of this lesson</a></p>'
+)
 TREE = """
 
 ```{{toctree}}
@@ -161,7 +161,7 @@ def shown_lesson(notebook, name: str):
     for n, cell in enumerate(notebook.cells):
         cell.metadata.pop("lines_to_next_cell", None)
         if cell.cell_type == "markdown":
-            titles = re.findall(r"^#+ (.*)", cell.source, re.MULTILINE)
+            titles = re.findall(r"^## (.*)", cell.source, re.MULTILINE)
             heading = titles[-1] if titles else heading
             cells.append(cell)
             if n == 0:
@@ -172,7 +172,9 @@ def shown_lesson(notebook, name: str):
             stub = stubs[cell.id]
             stub.id = f"{cell.id}-stub"
             cells.append(stub)
-            cell.source = re.sub(r"^ *### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M)
+            cell.source = re.sub(
+                r"^ *### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M
+            )
             cell.metadata["tags"] = ["hide-input"]
             cell.metadata["mystnb"] = {
                 "code_prompt_show": "Our answer",
@@ -183,27 +185,6 @@ def shown_lesson(notebook, name: str):
         cells.append(cell)
     notebook.cells = cells
     return notebook
-
-
-def has_figure(cell) -> bool:
-    return any("image/png" in out.get("data", {}) for out in cell.get("outputs", ()))
-
-
-def alt_text(source: str, heading: str) -> str:
-    """What the code that draws a figure says of it: its titles and axis labels."""
-    said = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call):
-            continue
-        named = [(k.arg, k.value) for k in node.keywords]
-        if isinstance(node.func, ast.Attribute) and node.args:
-            named.append((node.func.attr.removeprefix("set_"), node.args[0]))
-        for kind, value in named:
-            if kind in SAID and isinstance(value, ast.Constant) and value.value:
-                said.append(f"{SAID[kind]}: {value.value}")
-    words = "; ".join(dict.fromkeys(str(text) for text in said))
-    place = f"Figure of the section {re.sub(r'[`*]', '', heading)!r}"
-    return f"{place}. {words}" if words else place
 
 
 if __name__ == "__main__":
