@@ -3,7 +3,7 @@
     python -m course.slides [OUT] [NN ...]     default: all lessons, into _slides
 
 Shown are the title, the beginning of each section and a demo that follows it at once,
-each question to predict and then its demo (the code, one click later what it prints, and
+each question to predict, then its demo (the code, one click later what it prints, and
 one later what to say of it), each figure, each exercise without its hints, and what
 stands at the end: questions, the names in the wild, what to read. The rule
 reads the notebooks in solutions/ as saved: there is no list of slides to keep.
