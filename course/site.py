@@ -65,14 +65,13 @@ def build(out: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix=".site-", dir=out.parent) as temporary:
         home = Path(temporary)
         gather(home / "source")
-        for name in lesson_names():
-            slides.write(name, home / "extra" / "slides")
         command = ["-b", "html", "-E", "-q", "-W", "--keep-going"]
-        command += ["-D", f"html_extra_path={home / 'extra'}"]
         command += ["-c", str(CONF), "-d", str(home / "trees")]
-        if build_main([*command, str(home / "source"), str(home / "site" / "html")]):
+        made = home / "site" / "html"  # the parent takes what myst-nb leaves behind
+        if build_main([*command, str(home / "source"), str(made)]):
             return False
-        made = home / "site" / "html"
+        for name in lesson_names():
+            slides.write(name, made / "slides")
         (made / MARK).touch()
         if out.exists():
             out.rename(home / "old")
