@@ -48,7 +48,8 @@ def main(arguments=None):
     )
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "_site")
     out = parser.parse_args(arguments).out.resolve()
-    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+    ours = not out.exists() or (out / MARK).exists()
+    if not ours and not (out.is_dir() and not any(out.iterdir())):
         sys.exit(f"{out} is not empty and not a site made by this program: left alone")
     if not build(out):
         sys.exit("The site was not built: Sphinx's warnings are above.")
