@@ -216,10 +216,16 @@ def test_every_page_works_offline_and_fits_the_screen(chromium, site, pages, vie
         assert (name, width <= viewport["width"], wrong) == (name, True, [])
         # Nothing is cut off either: what is too wide stands in a box that scrolls.
         cut = page.evaluate(
-            """width => [...document.querySelectorAll("article *")].filter(e =>
-                e.getBoundingClientRect().right > width + 1
-                && !e.closest(".table-wrapper, .highlight, .formula, .headerlink")
-            ).map(e => e.outerHTML.slice(0, 100))""",
+            """width => {
+                const right = e => e.getBoundingClientRect().right;
+                const scrolls = e => e && (right(e) <= width + 1
+                    && /auto|scroll/.test(getComputedStyle(e).overflowX)
+                    || scrolls(e.parentElement));
+                return [...document.querySelectorAll("article *")]
+                    .filter(e => right(e) > width + 1 && !scrolls(e.parentElement)
+                        && !e.matches(".headerlink"))
+                    .map(e => e.outerHTML.slice(0, 100));
+            }""",
             viewport["width"],
         )
         assert (name, cut) == (name, [])
