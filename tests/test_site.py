@@ -218,7 +218,7 @@ def test_every_page_works_offline_and_fits_the_screen(chromium, site, pages, vie
         cut = page.evaluate(
             """width => {
                 const right = e => e.getBoundingClientRect().right;
-                const scrolls = e => e && (right(e) <= width + 1
+                const scrolls = e => e.closest("article") && (right(e) <= width + 1
                     && /auto|scroll/.test(getComputedStyle(e).overflowX)
                     || scrolls(e.parentElement));
                 return [...document.querySelectorAll("article *")]
