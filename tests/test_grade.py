@@ -22,7 +22,7 @@ from course import grade, grading, plugin
 plugin.SECONDS = 1.0
 grading.FILE_MB = 2
 folder, out = map(Path, sys.argv[1:])
-grade.grade_folder(folder, out, 2, grading.Limits(60, memory=0.3, quiet=4))
+grade.grade_folder(folder, out, 2, grading.Limits(60, memory=0.3, quiet=2.5))
 """
 
 RIGHT = """\
@@ -77,7 +77,7 @@ STUDENTS = {
     "leaves pytest": (IN_IT + "import pytest; pytest.exit('', 0)", "wrong", "ended"),
     "skips": (IN_IT + "import pytest; pytest.skip('x')", "wrong", ""),
     "eats memory": (
-        IN_IT + "x = []\n    while True: x.append(bytearray(10**8))",
+        IN_IT + "x = []\n    while True: x.append(torch.empty(10**7))",
         "wrong",
         "more memory than there is",
     ),
@@ -160,7 +160,6 @@ STUDENTS = {
         "write your own",
     ),
 }
-NOT_ON_WINDOWS = {"hangs", "eats memory", "fills the disk"}
 
 
 def lesson_with(cell: str):
@@ -188,6 +187,8 @@ def read(out):
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
+    if sys.platform != "linux":
+        pytest.skip("takes minutes where processes cannot be forked")
     folder = tmp_path_factory.mktemp("submissions")
     for name, (cell, _, _) in STUDENTS.items():
         (folder / name).mkdir()
@@ -198,7 +199,7 @@ def graded(tmp_path_factory):
 
     solved = notebook.read(SOLUTIONS / "04_top_k.ipynb")
     nbformat.write(solved, folder / "anna_04_top_k.ipynb")
-    nbformat.write(solved, folder / "04-Top-K (1) bert.ipynb")
+    nbformat.write(lesson_with(RIGHT), folder / "04-Top-K (1) bert.ipynb")
     for cell in solved.cells:
         cell.metadata.pop("tags", None)  # as some editors do
     nbformat.write(solved, folder / "no_tags_and_no_name.ipynb")
@@ -233,8 +234,6 @@ def points(rows, student):
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_an_answer_gets_what_it_deserves(graded, student):
-    if sys.platform != "linux" and student in NOT_ON_WINDOWS:
-        pytest.skip("needs signals and limits that only Linux has")
     _, state, phrase = STUDENTS[student]
     row = graded[1][f"{student}/04_top_k.ipynb", "top_k_filter"]
     assert (row["state"], phrase in row["said"]) == (state, True), row
@@ -250,8 +249,9 @@ def test_an_exercise_costs_no_other_exercise_anything(graded, student):
 
 
 def test_a_notebook_is_found_by_its_name_or_by_its_exercises(graded):
-    for name in ("anna_04_top_k", "04-Top-K (1) bert", "no_tags_and_no_name"):
+    for name in ("anna_04_top_k", "no_tags_and_no_name"):
         assert points(graded[1], f"{name}.ipynb") == [2, 1, 2, 2, 1], name
+    assert points(graded[1], "04-Top-K (1) bert.ipynb") == [2, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["cut_off", "empty", "bytes", "odd", "deep"])
