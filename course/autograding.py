@@ -114,7 +114,8 @@ class Check(Execute):
 
 
 def _is_a_check(cell) -> bool:
-    return utils.is_grade(cell) and _grade_id(cell).startswith(CHECK)
+    names = {f"{CHECK}{name}" for x in lesson_names() for name in grading.points_of(x)}
+    return utils.is_grade(cell) and _grade_id(cell) in names
 
 
 def _is_the_teachers(cell) -> bool:

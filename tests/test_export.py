@@ -371,3 +371,36 @@ def test_demos_do_not_run(graded):
     cells = notebook.read(page).cells
     ran = [c for c in cells if c.cell_type == "code" and c.outputs]
     assert [c.metadata.nbgrader.grade_id for c in ran] == [f"check-{n}" for n in POINTS]
+
+
+def test_cells_that_a_teacher_has_added_run_after_the_exercises(
+    nbgrader_is_here, monkeypatch, tmp_path
+):
+    from course import autograding
+
+    def graded_as_done(jobs):
+        for job in jobs:
+            done = grading.Result("done", "", "✓ all")
+            yield grading.Job(job.name, job.lesson, "", dict.fromkeys(POINTS, done))
+
+    def cell(source, tag="", **about):
+        metadata = {"tags": [tag]} if tag else {}
+        metadata |= {"nbgrader": export._about(**about)} if about else {}
+        return nbformat.v4.new_code_cell(source, metadata=metadata)
+
+    monkeypatch.setattr(grading, "grade", graded_as_done)
+    check = {"grade": True, "locked": True, "points": 1}
+    cells = [
+        cell("one = 1", "setup"),
+        cell("1 / 0"),
+        cell("two = one + 1", "exercise", grade_id="two", solution=True),
+        cell("1 / 0", "check", grade_id="check-top_k_filter", **check),
+        cell("assert two == 2", grade_id="mine", **check),
+        cell("assert two == 3", grade_id="check-of-mine", **check),
+    ]
+    book = nbformat.v4.new_notebook(cells=cells)
+    resources = {"nbgrader": {"notebook": LESSON}, "metadata": {"path": str(tmp_path)}}
+    book, _ = autograding.Check().preprocess(book, resources)
+    kinds = [[o.output_type for o in c.outputs] for c in book.cells]
+    assert kinds == [[], [], [], ["stream"], [], ["error"]]
+    assert book.cells[5].outputs[0].ename == "AssertionError"

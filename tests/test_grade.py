@@ -54,12 +54,14 @@ for n in range(3, 64):
         except OSError:
             pass
 """
-# The last one copies what the process itself has reported, of the other exercise.
-COPIED = """\
+# The other exercise of each notebook, which stands on its own.
+KEPT_MASS = """\
 def kept_mass(logits, top_k):
     probabilities = logits.softmax(-1)
-    return (probabilities * (top_k_filter(logits, top_k) > -torch.inf)).sum(-1)
-"""
+    return (probabilities * (_filter(logits, top_k) > -torch.inf)).sum(-1)
+
+
+""" + RIGHT.replace("def top_k_filter", "def _filter")
 
 # name -> (cell of top_k_filter, state, a phrase of the sentence)
 STUDENTS = {
@@ -168,13 +170,10 @@ def lesson_with(cell: str):
     for tag, source in (
         ("setup", "import torch"),
         ("exercise", cell),
-        ("exercise", COPIED.replace("top_k_filter(", "_filter(") + OWN_FILTER),
+        ("exercise", KEPT_MASS),
     ):
         book.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": [tag]}))
     return book
-
-
-OWN_FILTER = "\n\n" + RIGHT.replace("def top_k_filter", "def _filter")
 
 
 def read(out):
