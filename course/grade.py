@@ -39,6 +39,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from functools import lru_cache
@@ -85,10 +86,14 @@ def main(arguments=None) -> int:
     if min(options.jobs, options.seconds, options.memory) <= 0:
         parser.error("--jobs, --seconds and --memory must be above 0")
     limits = Limits(options.seconds, options.memory)
+    # So that no process is left running.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         rows = grade_folder(options.folder, options.out, options.jobs, limits)
     except CannotGrade as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the same command goes on from what is in {options.out}")
     print_summary(rows)
     print(f"{len({row['student'] for row in rows})} notebooks, in {options.out}")
     return 0
