@@ -19,10 +19,10 @@ GRADE = """
 import sys
 from pathlib import Path
 from course import grade, grading, plugin
-plugin.SECONDS = 1.0
+plugin.SECONDS = 3.0
 grading.FILE_MB = 2
 folder, out = map(Path, sys.argv[1:])
-grade.grade_folder(folder, out, 2, grading.Limits(60, memory=0.3, quiet=2.5))
+grade.grade_folder(folder, out, 2, grading.Limits(60, memory=0.3, quiet=6))
 """
 
 RIGHT = """\
@@ -69,7 +69,7 @@ STUDENTS = {
     "wrong": (WRONG, "wrong", "should be [[-inf, 3, 2]]"),
     "untouched": (STUB, "to do", "top_k_filter is not written yet"),
     # Accidents
-    "endless": (IN_IT + "while True: pass", "wrong", "still running after 1 s"),
+    "endless": (IN_IT + "while True: pass", "wrong", "still running after 3 s"),
     "hangs": (HIDE, "wrong", "nothing could stop it"),
     "exits": (IN_IT + "import sys; sys.exit(0)", "wrong", "calls exit()"),
     "exits at once": ("raise SystemExit(0)\n" + RIGHT, "wrong", "calls exit()"),
