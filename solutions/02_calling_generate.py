@@ -212,7 +212,7 @@ except ValueError as error:
 
 # %% [markdown]
 # `max_length` counts the prompt. Here the prompt is longer than that, so nothing fits; with
-# a limit slightly above, the answer would be cut for the length of the *question*.
+# a limit slightly above, a longer question would leave room for a shorter answer.
 # `max_new_tokens` counts what you mean. And with neither:
 
 # %% tags=["nbval-check-output"]
@@ -287,8 +287,9 @@ for options in ({}, {"top_k": None}, {"top_k": 0}):
     print(f"{options!s:16} logits: {finite[0]} tokens   scores: {finite[1]}")
 
 # %% [markdown]
-# Fifty. `logits` are the model's own words; `scores` are what is left of them after
-# everything that was switched on, and a `top_k` of 50 is on unless you switch it off.
+# Fifty. `logits` are the model's own numbers, one for each token of the vocabulary; `scores`
+# are what is left of them after everything that was switched on, and a `top_k` of 50 is on
+# unless you switch it off.
 # **Predict:** does `None` switch it off in a `GenerationConfig`, too?
 
 # %% tags=["nbval-check-output"]
@@ -309,8 +310,9 @@ for top_k in (None, 0):
 #
 # ## 4. Many answers at once
 #
-# A batch has to be a rectangle: shorter prompts are filled up with padding. **Predict:** on
-# which side should the padding stand? Try the default of `transformers` first, the right.
+# A batch has to be a rectangle: shorter prompts are filled up with a *padding token*, and the
+# *attention mask* has a 1 for each token to be read and a 0 for padding. **Predict:** on which
+# side should the padding stand? Try the default of `transformers` first, the right.
 
 # %% tags=["nbval-check-output"]
 chats = [
@@ -331,7 +333,8 @@ for side in ("right", "left"):
 
 # %% [markdown]
 # On the right, the second question gets no answer: `generate` continues the last column,
-# and padding stands there. On the left, every prompt ends in the last column.
+# and padding stands there. On the left, every prompt ends in the last column. (This model
+# pads with its EOS: the `<|im_end|>`s behind the shorter answer are filling.)
 
 # %% [markdown]
 # ### Exercise 02.4 · `reply_batch`
@@ -510,8 +513,8 @@ check(attention_map)
 # %% [markdown]
 # "brown" cost a lot the first time and nothing the second. One way to know it: find the
 # same word earlier in the text, and attend to what came after it. Is there a head that does
-# this? Rank all heads by how much they look from each place in the second sentence to the
-# place after it in the first.
+# this? Rank all heads by how much they look from each word of the second sentence to the word
+# that followed the same word in the first.
 
 # %% tags=["nbval-check-output"]
 maps = torch.stack(
@@ -534,9 +537,9 @@ fig.colorbar(image, label="attention")
 plt.show()
 
 # %% [markdown]
-# The bright diagonal in the lower left is that head at work: from most words of the second
-# sentence it looks at the word *after* the same word in the first. Such heads are called
-# *induction heads* (Olsson et al., 2022). The bright first column is an *attention sink*:
+# The bright diagonal in the lower left is that head at work: about half of its attention goes
+# from a word of the second sentence to the word *after* the same word in the first. Such heads
+# are called *induction heads* (Olsson et al., 2022). The bright first column is an *attention sink*:
 # much of the attention goes to the first token, whatever it says (Xiao et al., 2024).
 #
 # ## 7. The API and `generate` agree

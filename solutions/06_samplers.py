@@ -68,7 +68,7 @@ assert keep.tolist() == [True, False, False]
 
 # %% [markdown]
 # The test passes, and both are wrong: the token that stays holds 0.5, which is less than
-# 0.6. The token that *crosses* the line belongs to the nucleus. A well-known course had
+# 0.6. The token that *crosses* the line belongs to the nucleus. A published course had
 # exactly this rule for three months, since its test asserted what the code returned. A
 # test needs a source of its own: the paper says "the smallest set whose mass is at least
 # p", so two tokens stay.
@@ -180,7 +180,7 @@ for temperature in (0.5, 1.0, 2.0):
     print(temperature, kept(min_p_filter(flat / temperature, 0.05)), "tokens")
 
 # %% [markdown]
-# Far fewer at high temperature. (That min-p gives *better texts* is disputed: Schaeffer et
+# It grows, too, but at temperature 2 it keeps 426 tokens where top-p keeps 11,638. (That min-p gives *better texts* is disputed: Schaeffer et
 # al., 2025, found no advantage over top-p when both are tuned alike.)
 #
 # ## 3. Not too likely either
@@ -249,14 +249,15 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
     print(f"{name}: {kept(out)} tokens; the likeliest, {word!r}, stays: {stays}")
 
 # %% [markdown]
-# In the flat context the likeliest token goes: it says too little. No rule that goes by
-# probability alone would do that.
+# In the flat context the likeliest token goes: it says too little. Neither top-k, top-p nor
+# min-p would do that.
 #
 # ## 4. A floor that knows the entropy
 #
-# *Eta* sampling is an absolute floor: remove what is less likely than epsilon. In a flat
-# distribution all tokens are unlikely, though, so there the floor sinks with the entropy:
-# it is the smaller of epsilon and sqrt(epsilon) · exp(-H).
+# *Eta* sampling begins with an absolute floor: remove what is less likely than epsilon. In a
+# flat distribution all tokens are unlikely, so there the floor is lowered. exp(-H) is the
+# probability that each token of an even distribution with the same entropy has, and the
+# floor is the smaller of epsilon and sqrt(epsilon) · exp(-H).
 
 # %% [markdown]
 # ### Exercise 06.4 · `eta_filter`
@@ -264,7 +265,7 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
 # difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 7 lines
 #
 # Remove tokens with a probability below eta = min(ε, √ε · exp(-H)), but never the likeliest.
-# H is the entropy of the row, in nats.
+# H is the entropy of the row in nats: with the natural logarithm.
 #
 # By hand: four tokens with 0.25 each have H = ln 4, so exp(-H) is 0.25. With ε = 0.64 the
 # floor is min(0.64, 0.8 · 0.25) = 0.2, and all stay. With an absolute floor of 0.64 none
@@ -280,7 +281,7 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
 def eta_filter(logits: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Remove tokens below eta = min(epsilon, sqrt(epsilon) * exp(-entropy)).
 
-    logits: (batch, vocab) float. epsilon: between 0 and 1; 0 is off.
+    logits: (batch, vocab) float. epsilon: 0 (off) up to, but not including, 1.
     Returns a new tensor; the likeliest token stays.
     Raises ValueError for other epsilon. Hewitt et al., 2022.
     """
@@ -373,8 +374,8 @@ ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# Two lines are flat: top-k by its definition, top-nσ by its arithmetic. The rules that go by
-# mass follow the temperature into the tail.
+# Two lines are flat: top-k by its definition, top-nσ by its arithmetic. All others rise: eta,
+# typical and top-p into the tens of thousands, min-p far more slowly.
 #
 # ## 6. The other end
 #
@@ -388,7 +389,7 @@ plt.show()
 # difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 10 lines
 #
 # In each row, with the chance `probability`: of the tokens with a probability of `threshold`
-# or more, remove all but the least likely one. A row with fewer than two such tokens stays
+# or more, remove all but the least likely one (what ties with it may stay). A row with fewer than two such tokens stays
 # as it is. Draw one number for each row: `torch.rand(batch, 1, generator=generator)`, and
 # act where it is less than `probability`.
 #
@@ -440,12 +441,13 @@ for _ in range(4):
     print("  ".join(f"{figures.token_label(tokenizer, i)} {p:.2f}" for i, p in row))
 
 # %% [markdown]
-# Twice the draw let the top choices go. (␣ is a space.)
+# Three of the four draws removed the top choices; in the second line they are still there.
+# What is left shares the mass, so its probabilities grow. (␣ is a space.)
 #
 # ## 7. Steering
 #
 # A last idea: do not fix the cut, fix the *result*. *Mirostat* measures how surprising each
-# drawn token was, and moves the cut so that the mean comes out at a target, in bits a token.
+# drawn token was, and moves the cut so that the mean drifts to a target, in bits a token.
 
 # %% [markdown]
 # ### Exercise 06.7 · `Mirostat`
@@ -506,10 +508,15 @@ story = tokenizer("Once upon a time there was a", return_tensors="pt").input_ids
 story = story.to(model.device)
 for target in (1.0, 4.0):
     torch.manual_seed(0)
-    out = decode(model, story, 20, Mirostat(target).pick)
+    sampler = Mirostat(target)
+    out = decode(model, story, 20, sampler.pick)
     print(target, "bits:", repr(tokenizer.decode(out[0, story.shape[1] :])))
+    print(f"  the cut went from {2 * target:.1f} to {sampler.mu.item():.1f} bits")
 
 # %% [markdown]
+# The cut is still moving after 20 tokens. The mean comes to the target in the long run, not
+# in a short text; a larger rate is quicker, and shakier.
+#
 # ## 8. In which order?
 #
 # Engines let you switch on several of these at once. Then somebody has to decide what comes
@@ -548,7 +555,8 @@ def chain(
 check(chain)
 
 # %% [markdown]
-# `generate` applies temperature, top-k, top-p, min-p, typical and eta, in this order. With
+# `generate` applies temperature, top-k, top-p, min-p, typical and eta (among others) in this
+# order. With
 # your functions in the same order and the same seed, the tokens must be the same:
 
 # %% tags=["nbval-check-output"]
@@ -622,10 +630,24 @@ for name, rule in rules.items():
     print(f"{name:12} commutes: {both!s:5}  temperature first {first}, last {last}")
 
 # %% [markdown]
-# Where they do not commute, "top-p 0.9 at temperature 2" means two things. With the
-# temperature last, the cut is made on the model's own distribution, and high temperatures
-# stay harmless: that is llama.cpp's choice. With the temperature first, as in `transformers`,
-# the cut sees the heated distribution, and hardly cuts.
+# Where they do not commute, "top-p 0.9 at temperature 2" means two things. Why top-nσ
+# commutes and min-p does not: temperature 2 halves all distances between logits. Top-nσ's
+# limit is in σ, which halves, too; min-p's is a fixed distance from the best, ln(min_p). What
+# the order does to a text:
+
+# %%
+for name, rule in {
+    "temperature first": chain(hot, rules["top-p 0.9"]),
+    "temperature last": chain(rules["top-p 0.9"], hot),
+}.items():
+    torch.manual_seed(0)
+    out = decode(model, story, 16, lambda x, rule=rule: pick_sample(rule(x)))
+    print(f"{name}: {tokenizer.decode(out[0, story.shape[1] :])!r}")
+
+# %% [markdown]
+# With the temperature last, the cut is made on the model's own distribution, and a high
+# temperature does much less harm: that is llama.cpp's choice. With the temperature first, as
+# in `transformers`, the cut sees the heated distribution and keeps 20 times as many tokens.
 #
 # ## Questions
 #

@@ -190,14 +190,16 @@ plt.show()
 
 # %% [markdown]
 # The upper line is a prefill at each step. The lower one hardly rises: the attention of one
-# query to more keys is a small part of the work. (Reading all weights is the large part; it
-# is the same for one token as for many, which lesson 13 makes use of.)
+# query to more keys is a small part of the work. (Reading all weights is the large part:
+# they are read once, for one token or for a few.)
 #
 # ## 3. Positions
 #
 # A token that arrives alone does not say where it stands. The model counts the cache:
 # position 3 comes after three cached tokens. With left padding that count is wrong, as
-# lesson 05 showed, since padding is in the cache, too.
+# lesson 05 showed, since padding is in the cache, too. This model only sees distances between
+# positions (*rotary* embeddings), and forgives it; GPT-2, with a vector for each position,
+# does not. The checks use both.
 
 # %% [markdown]
 # ### Exercise 07.3 · `position_ids`
@@ -308,7 +310,8 @@ for row in fast:
 
 # %% [markdown]
 # "The cache is exact." Is it? The sums are the same, but they are done in another order, and
-# rounding depends on the order. **Predict:** which of these two is 0?
+# rounding depends on the order. **Predict:** how large is the difference of the logits in
+# float32, and in bfloat16?
 
 # %%
 half = copy.deepcopy(model).to(torch.bfloat16)
@@ -321,14 +324,26 @@ for one in (model, half):
     print(f"{one.dtype}: largest difference of a logit {difference:.6f}")
 
 # %% [markdown]
-# Neither. In float32 the difference is far below the gap between two tokens, so that greedy
-# texts agree. In bfloat16 it is not: two nearly equal tokens may change places, and from
-# there on the texts differ. A test that compares tokens belongs in float32.
+# Neither is 0. In bfloat16 it is large enough for two nearly equal tokens to change places.
+# Greedy decoding in bfloat16, with a cache and without:
+
+# %%
+new = {}
+for name, loop in (("without", decode_batch), ("with", decode_cached)):
+    out = loop(half, ids, torch.ones_like(ids), 24, pick_greedy, [], 0)
+    new[name] = out[0, ids.shape[1] :]
+    print(f"{name:7} a cache: {tokenizer.decode(new[name])!r}")
+print("the same tokens:", new["with"].equal(new["without"]))
+
+# %% [markdown]
+# Neither text is the wrong one. From the first token that differs on they go their own ways
+# (on other machines perhaps at another place, or not at all). So a test that compares tokens
+# belongs in float32.
 #
 # ## 4. Back, and from the middle
 #
-# A cache is a record of a text, and can be cut like one. Who tries a continuation and wants
-# to take it back (lesson 13 will) drops the last entries.
+# A cache is a record of a text, and can be cut like one. To try a continuation and take
+# it back, drop the last entries.
 
 # %% [markdown]
 # ### Exercise 07.5 · `rollback`

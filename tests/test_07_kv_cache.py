@@ -73,6 +73,10 @@ def filled(model, ids):
 
 
 def length_of(cache, call):
+    assert cache is not None, (
+        f"{call} returned None as the cache: return the output's past_key_values, not "
+        "the argument"
+    )
     expect.returned(cache, DynamicCache, call)
     return cache.get_seq_length()
 
@@ -431,10 +435,27 @@ def test_bytes_worked_by_hand(cache_bytes):
         hint = "Keys and values: twice."
     elif got == 61440:
         hint = "Key-value heads count, not attention heads."
+    elif got == 30720:
+        hint = "A head has head_dim numbers, where the config has a head_dim."
     elif got == 3840:
         hint = "A float32 has four bytes."
     call = "cache_bytes with 2 layers, 4 key-value heads of 8, batch 3, 10 positions"
     expect.value(got, 15360, call, hint)
+
+
+@pytest.mark.parametrize("head_dim", [{}, {"head_dim": None}], ids=["no", "None"])
+def test_the_size_of_a_head_comes_from_the_query_heads(cache_bytes, head_dim):
+    config = Config(
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=32,
+        **head_dim,
+    )
+    call = "cache_bytes with 4 query heads, 2 key-value heads, hidden_size 32"
+    call += ", and head_dim None" if head_dim else ", and no head_dim"
+    hint = "A head has hidden_size // num_attention_heads numbers, here 8."
+    expect.value(cache_bytes(config, 1, 1, torch.float32), 256, call, hint)
 
 
 @MODELS

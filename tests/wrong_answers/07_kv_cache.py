@@ -472,3 +472,30 @@ def llama_only(config, batch, seq, dtype):
 def always_four_bytes(config, batch, seq, dtype):
     """Every number as float32."""
     return cache_bytes(config, batch, seq, torch.float32)
+
+
+@wrong(
+    "cache_bytes",
+    "test_the_size_of_a_head_comes_from_the_query_heads",
+    "hidden_size // num_attention_heads numbers, here 8",
+)
+def head_size_from_key_value_heads(config, batch, seq, dtype):
+    """The hidden size is divided among the key-value heads."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = config.num_hidden_layers
+    return 2 * layers * heads * head_dim * batch * seq * dtype.itemsize
+
+
+@wrong(
+    "cache_bytes",
+    "test_the_size_of_a_head_comes_from_the_query_heads",
+    "TypeError",
+)
+def head_dim_may_be_none(config, batch, seq, dtype):
+    """Some configs have a head_dim that is None."""
+    queries = config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    head_dim = getattr(config, "head_dim", config.hidden_size // queries)
+    layers = config.num_hidden_layers
+    return 2 * layers * heads * head_dim * batch * seq * dtype.itemsize
