@@ -13,6 +13,8 @@ ON_THE_CPU = "makes a difference on a GPU only, and tests run without one"
 USE_CACHE = "use_cache=True is the default of these models"
 THE_LAST_IS_THE_DEFAULT = "sort works on the last dimension by default"
 TO_THE_LAST_BIT = "differs only where two rounded numbers are equal to the last bit"
+FLOAT32 = "float32 is precise enough for the tolerance"
+FINE = "any fine grid of mixtures gives the area within the tolerance"
 
 EQUIVALENT = {
     "stream_text": {
@@ -122,5 +124,30 @@ EQUIVALENT = {
     },
     "rollback": {
         ") if not 0 <= n → ) if not -1 <= n": "crop refuses it with a ValueError, too",
+    },
+    "perplexity": {
+        "[..., 0] surprisal = → [..., -1] surprisal =": "that dimension has one place",
+    },
+    "repetition_penalty": {
+        ".where(seen < 0, seen → .where(seen <= 0, seen": "0 times and 0 by the penalty is 0",
+    },
+    "dry": {
+        ".get(token, 0)) for token → .get(token, -1)) for token": "no match is below 0",
+    },
+    "self_bleu": {
+        "(texts) < 2: raise ValueError( → (texts) < 1: raise ValueError(": (
+            "min of no lengths is a ValueError, too"
+        ),
+        "item() if 0 < c < → item() if 1 < c <": "one word has no 2-gram: 0 anyway",
+    },
+    "mauve_small": {
+        "]), k).cpu() p = torch → ]), k) p = torch": ON_THE_CPU,
+        ", minlength=k).double() / n q → , minlength=k) / n q": FLOAT32,
+        ", minlength=k).double() / m def → , minlength=k) / m def": FLOAT32,
+        ", 1, 101, dtype=torch.float64)[:, None → , 1, 101)[:, None": FLOAT32,
+        "torch.ones(1).double(), torch.zeros( → torch.ones(1), torch.zeros(": FLOAT32,
+        "torch.zeros(1).double()) x = → torch.zeros(1)) x =": FLOAT32,
+        "0, 1, 101, dtype=torch. → 0, 1, 102, dtype=torch.": FINE,
+        "0, 1, 101, dtype=torch. → 0, 1, 100, dtype=torch.": FINE,
     },
 }
