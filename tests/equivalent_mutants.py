@@ -15,6 +15,9 @@ THE_LAST_IS_THE_DEFAULT = "sort works on the last dimension by default"
 TO_THE_LAST_BIT = "differs only where two rounded numbers are equal to the last bit"
 FLOAT32 = "float32 is precise enough for the tolerance"
 FINE = "any fine grid of mixtures gives the area within the tolerance"
+SINGLE = "the models of the checks compute in float32"
+LAST = "after the last step no beam runs, so the search is over"
+MORE = "more candidates change nothing: K may end, K go on"
 
 EQUIVALENT = {
     "stream_text": {
@@ -149,5 +152,65 @@ EQUIVALENT = {
         "torch.zeros(1).double()) x = → torch.zeros(1)) x =": FLOAT32,
         "0, 1, 101, dtype=torch. → 0, 1, 102, dtype=torch.": FINE,
         "0, 1, 101, dtype=torch. → 0, 1, 100, dtype=torch.": FINE,
+    },
+    "exact_search": {
+        "=max_new_tokens))) new = new.to(ids.device) texts = torch → "
+        "=max_new_tokens))) pass texts = torch": ON_THE_CPU,
+        "* max_new_tokens > 100000: raise ValueError( → "
+        "* max_new_tokens > 100001: raise ValueError(": "100,001 is no power",
+        "1:-1].float() logprobs = logits → 1:-1] logprobs = logits": SINGLE,
+        "[..., 0] scores = → [..., -1] scores =": "that dimension has one place",
+        "] - 1:-1].float() → ] - 1:].float()": "gather takes as many places as ids",
+    },
+    "beam_step": {
+        "sums.topk(k, dim=-1) return (scores → sums.topk(k) return (scores": (
+            "topk works on the last dimension by default"
+        ),
+    },
+    "beam_search": {
+        "('-inf'), device=ids.device) scores[:, → ('-inf')) scores[:,": ON_THE_CPU,
+        ".tensor(eos_ids, dtype=torch.long, device=ids.device) → "
+        ".tensor(eos_ids, device=ids.device)": "isin compares floats with ints",
+        "dtype=torch.long, device=ids.device) finished, over → "
+        "dtype=torch.long) finished, over": ON_THE_CPU,
+        "max_new_tokens + 1): with torch → max_new_tokens + 1 + 1): with torch": LAST,
+        ", max_new_tokens + 1): with torch → , max_new_tokens + 2): with torch": LAST,
+        ")).topk(k, dim=-1) chosen = → )).topk(k) chosen =": (
+            "topk works on the last dimension by default"
+        ),
+        "scores[:, 0] = 0 → scores[:, -1] = 0": "any one of the copies will do",
+        "torch.arange(batch, device=ids.device)[:, None → "
+        "torch.arange(batch)[:, None": ON_THE_CPU,
+        "], past_key_values=cache, use_cache=True) logprobs = → "
+        "], past_key_values=cache) logprobs =": USE_CACHE,
+        "and length_penalty > 0 for i → and length_penalty >= 0 for i": (
+            "any length to the power of 0 is 1"
+        ),
+        ", -1].float().log_softmax(-1) → , -1].log_softmax(-1)": SINGLE,
+        "k * max(2, 1 + → k * max(3, 1 +": MORE,
+        "k * max(2, 1 + → k * max(1, 1 +": "without an EOS no candidate ends",
+        "max(2, 1 + len(eos_ids → max(2, 2 + len(eos_ids": MORE,
+        "[i, 0].item() best = length_normalise → [i, 0] best = length_normalise": (
+            "a tensor of one number compares as the number does"
+        ),
+        "[i, j].item(), length, length_penalty → [i, j], length, length_penalty": (
+            "a tensor of one number compares as the number does"
+        ),
+        "or best <= finished[i][ → or best < finished[i][": TO_THE_LAST_BIT,
+        "[first[i, 0] + beam[ → [first[i, -1] + beam[": "that dimension has one place",
+    },
+    "diverse_beam_search": {
+        "torch.zeros(1, device=ids.device) groups = → torch.zeros(1) groups =": ON_THE_CPU,
+        "= zip(*groups, strict=True) return (torch → = zip(*groups) return (torch": (
+            "all have the same length"
+        ),
+        "*groups, strict=True) return (torch → *groups, strict=False) return (torch": (
+            "all have the same length"
+        ),
+        ": counts = 0 for g, → : counts = 1 for g,": "the same for all tokens",
+        ": counts = 0 for g, → : counts = -1 for g,": "the same for all tokens",
+        ":, -1].float() logprobs = logits → :, -1] logprobs = logits": SINGLE,
+        "= (beam[0], token[0 → = (beam[-1], token[0": "there is one prompt",
+        "0], token[0]) groups[g → 0], token[-1]) groups[g": "there is one prompt",
     },
 }

@@ -1,0 +1,741 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Beam search
+#
+# **After this lesson you have a beam search that equals `generate`, id for id and score for
+# score, and you know when looking for likelier text is a mistake.**
+#
+# You write: `exact_search`, `beam_step`, `counterexample`, `length_normalise`,
+# `reorder_cache`, `beam_search`, `find_bugs` and `diverse_beam_search`. About 150 minutes.
+# Builds on lessons 03 and 07: the loop and `position_ids` come along in the first cell.
+
+# %% tags=["setup"]
+import copy
+import itertools
+
+import torch
+from transformers import DynamicCache
+
+from course import carry
+
+decode = carry("decode")
+pick_greedy = carry("pick_greedy")
+position_ids = carry("position_ids")
+
+# %%
+import matplotlib.pyplot as plt
+
+from course import check, figures
+from tiny_models import load, random_llama
+
+model, tokenizer = load()
+
+# %% [markdown]
+# ## 1. The likeliest text
+#
+# Greedy decoding takes the likeliest *token* each time. That need not give the likeliest
+# *text*: a first token that looks worse may lead to much better ones. With a vocabulary of 6
+# tokens and texts of 4 we can look at all 6⁴ = 1,296 texts and know.
+
+# %% [markdown]
+# ### Exercise 09.1 · `exact_search`
+#
+# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 14 lines
+#
+# Of all continuations with `max_new_tokens` tokens the likeliest, and its score: the sum of
+# the log-probabilities of its tokens. No token ends a text here.
+#
+# By hand: two tokens, P(0) = 0.6 and P(1) = 0.4 at first; after 0 both have 0.5, after 1 the
+# token 1 has 0.9. The texts 00, 01, 10, 11 have 0.3, 0.3, 0.04, 0.36: the result is 11, with
+# ln 0.36 = -1.02. (Greedy begins with 0.)
+#
+# <details><summary>Hint 1</summary><code>itertools.product(range(vocab), repeat=n)</code>
+# gives all continuations; <code>model.config.vocab_size</code> is the number of
+# tokens.</details>
+# <details><summary>Hint 2</summary>All texts in one batch, behind copies of the prompt. The
+# logits at the places from <code>prompt - 1</code> to the last but one predict the new
+# tokens.</details>
+
+
+# %% tags=["exercise"]
+def exact_search(
+    model, ids: torch.Tensor, max_new_tokens: int
+) -> tuple[torch.Tensor, float]:
+    """The likeliest continuation of all, found by trying each.
+
+    ids: (1, seq) int64. Returns ids (1, seq + max_new_tokens) and the sum of the new
+    tokens' log-probabilities. Raises ValueError if there are over 100,000 texts.
+    """
+    ### BEGIN SOLUTION
+    vocab = model.config.vocab_size
+    if vocab**max_new_tokens > 100_000:
+        raise ValueError(f"{vocab} ** {max_new_tokens} texts are too many to try")
+    new = torch.tensor(list(itertools.product(range(vocab), repeat=max_new_tokens)))
+    new = new.to(ids.device)  # (texts, max_new_tokens)
+    texts = torch.cat([ids.expand(len(new), -1), new], dim=-1)
+    with torch.no_grad():
+        logits = model(texts).logits[:, ids.shape[1] - 1 : -1].float()
+    logprobs = logits.log_softmax(-1).gather(-1, new[..., None])[..., 0]
+    scores = logprobs.sum(-1)  # (texts,)
+    best = scores.argmax()
+    return texts[best][None], scores[best].item()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(exact_search)
+
+
+# %% [markdown]
+# **Predict:** on 20 random models, how often does greedy decoding find the likeliest text?
+
+
+# %% tags=["nbval-check-output"]
+def logprob(model, ids, prompt_len):
+    """The sum of the log-probabilities of the tokens behind the prompt."""
+    with torch.no_grad():
+        logprobs = model(ids).logits[:, prompt_len - 1 : -1].float().log_softmax(-1)
+    return logprobs.gather(-1, ids[:, prompt_len:, None]).sum().item()
+
+
+tiny = [random_llama(6, seed=seed, eos_token_id=None) for seed in range(20)]
+start = torch.tensor([[1, 2]])
+exact = [exact_search(one, start, 4) for one in tiny]
+found = 0
+for one, (best, _) in zip(tiny, exact, strict=True):
+    found += decode(one, start, 4, pick_greedy).equal(best)
+print(f"greedy finds the likeliest of 1,296 texts in {found} of 20 models")
+
+# %% [markdown]
+# ## 2. Keep more than one
+#
+# A vocabulary of 49,152 leaves no hope of trying all. *Beam search* keeps the K best
+# beginnings (*beams*) instead of one: continue each with every token, and keep the K best of
+# all that.
+
+# %% [markdown]
+# ### Exercise 09.2 · `beam_step`
+#
+# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 5 lines
+#
+# `scores` has the sum of log-probabilities of each beam so far, `logprobs` those of each next
+# token. Of all beams × vocab sums the k largest, with the beam and the token of each.
+#
+# By hand: scores -1, -2 and logprobs [[-3, -1], [-0.5, -2]]: the sums are -4, -2, -2.5, -4.
+# k = 2 gives scores -2, -2.5, beams 0, 1 and tokens 1, 0.
+#
+# <details><summary>Hint 1</summary><code>flatten(1)</code> the sums, then
+# <code>topk</code>.</details>
+# <details><summary>Hint 2</summary>A place in the flat list is
+# <code>beam * vocab + token</code>: <code>//</code> and <code>%</code> take it
+# apart.</details>
+
+
+# %% tags=["exercise"]
+def beam_step(
+    scores: torch.Tensor, logprobs: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k best continuations of all beams, the best one first.
+
+    scores: (batch, beams) float. logprobs: (batch, beams, vocab) float.
+    Returns scores (batch, k) float, beam and token (batch, k) int64.
+    """
+    ### BEGIN SOLUTION
+    vocab = logprobs.shape[-1]
+    sums = (scores[..., None] + logprobs).flatten(1)  # (batch, beams * vocab)
+    scores, places = sums.topk(k, dim=-1)
+    return scores, places // vocab, places % vocab
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(beam_step)
+
+# %% [markdown]
+# A few lines around it make a search, without an end and without a cache. From the start
+# there is one beam; later K.
+
+
+# %%
+def simple_beams(model, ids, k, steps):
+    """The k best texts and scores, and of each step (scores, beam, token)."""
+    scores, history = torch.zeros(1, 1, device=ids.device), []
+    for _ in range(steps):
+        with torch.no_grad():
+            logprobs = model(ids).logits[:, -1].float().log_softmax(-1)
+        scores, beam, token = beam_step(scores, logprobs[None], k)
+        ids = torch.cat([ids[beam[0]], token[0, :, None]], dim=-1)
+        history.append((scores[0].tolist(), beam[0].tolist(), token[0].tolist()))
+    return ids, scores[0], history
+
+
+# %% tags=["nbval-check-output"]
+for k in (1, 2, 3, 6):
+    found = 0
+    for one, (best, _) in zip(tiny, exact, strict=True):
+        found += simple_beams(one, start, k, 4)[0][:1].equal(best)
+    print(f"{k} beams find the likeliest of 1,296 texts in {found} of 20 models")
+
+# %% [markdown]
+# With the real model, three beams and five steps. Each column is a step, the best beam on
+# top; a line leads from a token to the ones that continue it. Beams without a line to the
+# right died there.
+
+# %%
+ids = tokenizer("The cat sat on the", return_tensors="pt").input_ids.to(model.device)
+_, _, history = simple_beams(model, ids, 3, 5)
+fig, ax = plt.subplots(figsize=(7.5, 2.8))
+for step, (scores, beams, tokens) in enumerate(history, 1):
+    rows = enumerate(zip(scores, beams, tokens, strict=True))
+    for row, (score, beam, token) in rows:
+        before = (step - 1, -beam if step > 1 else -1)
+        ax.plot([before[0], step], [before[1], -row], color=figures.SKY, zorder=0)
+        label = f"{figures.token_label(tokenizer, token)}\n{score:.1f}"
+        box = {"facecolor": "white", "edgecolor": figures.BLUE, "boxstyle": "round"}
+        ax.text(step, -row, label, ha="center", va="center", fontsize=8, bbox=box)
+ax.text(0, -1, "The cat sat\non the", ha="center", va="center", fontsize=8)
+ax.set(xlim=(-0.5, 5.5), ylim=(-2.6, 0.6))
+ax.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## 3. Is it at least never worse than greedy?
+#
+# Two beams hold more than one. So it is often said that beam search always finds a text that
+# is at least as likely as the greedy one. **Predict:** is that true?
+
+# %% [markdown]
+# ### Exercise 09.3 · `counterexample`
+#
+# difficulty ★★★ · importance ★★☆ · 25 min · our answer: 10 lines
+#
+# It is false. Give a table of probabilities in which two beams find a *less* likely text than
+# greedy. Row i has the probabilities of the token that follows token i; the text begins
+# behind token 0 and has 3 new tokens. Each row sums to 1; use as many tokens as you like, up
+# to 10.
+#
+# By hand, how the two go: if row 0 is 0, 0.6, 0.4 then greedy takes token 1, and two beams
+# hold 1 (0.6) and 2 (0.4). At the next step they compare the products.
+#
+# <details><summary>Hint 1</summary>The greedy text must be thrown out by the beams at the
+# second step, by two continuations of the *other* first token.</details>
+# <details><summary>Hint 2</summary>So: token 1 a little likelier than token 2 at first. Behind
+# 1 the probability is spread, behind 2 it is on two tokens.</details>
+# <details><summary>Hint 3</summary>And at the third step the greedy text goes on with
+# probability 1, while the tokens that threw it out go on with everything spread
+# evenly.</details>
+
+
+# %% tags=["exercise"]
+def counterexample() -> torch.Tensor:
+    """Probabilities (vocab, vocab) for which greedy beats two beams in three steps."""
+    ### BEGIN SOLUTION
+    even = 1 / 7
+    return torch.tensor(
+        [
+            [0.0, 0.55, 0.45, 0.0, 0.0, 0.0, 0.0],  # 1 is a little likelier than 2
+            [0.0, 0.0, 0.0, 0.34, 0.0, 0.33, 0.33],  # behind 1 it is spread
+            [0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.5],  # behind 2 it is on two tokens
+            [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # the greedy text goes on for certain
+            [even] * 7,
+            [even] * 7,
+            [even] * 7,
+        ]
+    )
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(counterexample)
+
+# %% [markdown]
+# A beam search that is wider than greedy usually finds likelier text, and nothing guarantees
+# it. (Of two beam searches the wider one can lose, too, for the same reason.)
+#
+# ## 4. Texts of different lengths
+#
+# Each further token makes the sum of log-probabilities smaller. So a search that compares
+# sums likes short texts. The usual cure divides by a power of the length.
+
+# %% [markdown]
+# ### Exercise 09.4 · `length_normalise`
+#
+# difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 3 lines
+#
+# The score divided by `length ** alpha`.
+#
+# By hand: -6 over 3 tokens with `alpha=1` is -2, with `alpha=0` it stays -6, with `alpha=2`
+# it is -0.67.
+#
+# <details><summary>Hint 1</summary>One line, after the check of <code>length</code>.</details>
+
+
+# %% tags=["exercise"]
+def length_normalise(score, length: int, alpha: float):
+    """score / length ** alpha.
+
+    score: float or tensor, a sum of log-probabilities. length: new tokens, 1 or more.
+    alpha: transformers' `length_penalty`; 0 is off.
+    Raises ValueError if length is below 1.
+    """
+    ### BEGIN SOLUTION
+    if length < 1:
+        raise ValueError(f"a text has at least one new token, got length {length}")
+    return score / length**alpha
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(length_normalise)
+
+# %% [markdown]
+# **Predict.** `transformers` calls alpha the `length_penalty`. Which texts does a
+# `length_penalty` of 2 favour?
+
+# %% tags=["nbval-check-output"]
+for alpha in (0.0, 1.0, 2.0):
+    short, long = length_normalise(-4.0, 4, alpha), length_normalise(-9.0, 8, alpha)
+    print(
+        f"{alpha}: short {short:.2f}, long {long:.2f}: the longer wins: {long > short}"
+    )
+
+# %% [markdown]
+# The *long* ones: scores are negative, and dividing a negative number by more brings it
+# nearer to 0. A "penalty" above 0 rewards length.
+#
+# ## 5. The whole search
+#
+# Each beam has a cache (lesson 07). When beam 2 dies and beam 0 is continued twice, the rows
+# of the cache must follow.
+
+# %% [markdown]
+# ### Exercise 09.5 · `reorder_cache`
+#
+# difficulty ★☆☆ · importance ★★☆ · 10 min · our answer: 5 lines
+#
+# A new cache whose row i is row `beam[i]` of the old one, in every layer, for keys and
+# values. The old one stays as it is. There may be more or fewer rows than before.
+#
+# By hand: rows a, b and beam 1, 1, 0 give the rows b, b, a.
+#
+# <details><summary>Hint 1</summary><code>cache.reorder_cache(beam)</code> does it in place:
+# make a copy first (<code>copy.deepcopy</code>).</details>
+
+
+# %% tags=["exercise"]
+def reorder_cache(cache: DynamicCache, beam: torch.Tensor) -> DynamicCache:
+    """The cache of the rows beam[0], beam[1], ...: a copy. beam: (rows,) int64."""
+    ### BEGIN SOLUTION
+    chosen = copy.deepcopy(cache)
+    chosen.reorder_cache(beam)
+    return chosen
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(reorder_cache)
+
+# %% [markdown]
+# Now the ends. A continuation with an EOS is finished: it is scored by its length and put
+# aside, and the beams go on without it. When may the search stop? `early_stopping` says:
+#
+# - `True`: as soon as K texts are finished;
+# - `False`: when K are finished and the best running beam, scored *at its present length*,
+#   is no better than the worst finished text. That is a guess, since it may become longer;
+# - `"never"`: the same with the most favourable length: `max_new_tokens` if `length_penalty`
+#   is above 0, else the present one.
+
+# %% [markdown]
+# ### Exercise 09.6 · `beam_search`
+#
+# difficulty ★★★ · importance ★★★ · 60 min · our answer: 45 lines
+#
+# For each step, numbered from 1 (that is also the number of new tokens):
+#
+# 1. log-probabilities of all beams; at first K copies of the prompt, the first with score 0,
+#    the others with -inf (or all beams would be the same);
+# 2. `beam_step` with K · max(2, 1 + number of EOS ids) candidates: K are left even if the
+#    best all end;
+# 3. a candidate is *done* if its token is an EOS, or at the last step. Of the first K
+#    candidates (only these) the done ones join the finished texts of their prompt, with
+#    their normalised score; of these the best K are kept;
+# 4. the first K that are not done are the new beams; ids, mask and cache follow;
+# 5. a prompt whose search is over (see above) takes no more finished texts. All over: stop.
+#
+# The result is the best finished text of each prompt, padded on the right.
+#
+# By hand: K = 2, EOS 9, first step with the candidates 5 (-0.5), 9 (-1.0), 7 (-1.5), 8 (-3).
+# The text "9" is finished with -1.0 / 1; the beams are 5 and 7. Had 9 been third, it would
+# have been dropped.
+#
+# <details><summary>Hint 1</summary>Begin with <code>decode_cached</code> of lesson 07: the
+# call of the model is the same, with K rows for each prompt
+# (<code>repeat_interleave(K, 0)</code>).</details>
+# <details><summary>Hint 2</summary>Finished texts in Python: for each prompt a list of
+# <code>(score, ids)</code>, sorted, cut to K.</details>
+# <details><summary>Hint 3</summary>The new beams: <code>scores.masked_fill(done,
+# -inf).topk(K)</code> gives their places among the candidates; <code>gather</code> beam and
+# token there. Row of beam j of prompt i in the flat batch: <code>i * K + j</code>.</details>
+# <details><summary>Hint 4</summary>A prompt's search is over only if it has K finished texts;
+# then if early_stopping is True, or if <code>length_normalise(best running score, horizon,
+# length_penalty)</code> is not above the worst of the K. The horizon is the number of new
+# tokens so far, or <code>max_new_tokens</code>.</details>
+
+
+# %% tags=["exercise"]
+def beam_search(
+    model,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    num_beams: int,
+    max_new_tokens: int,
+    length_penalty: float,
+    early_stopping: bool | str,
+    eos_ids: list[int],
+    pad_id: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best text of a beam search for each prompt, as `generate` finds it.
+
+    ids, mask: (batch, seq) int64, padded on the left, left unchanged.
+    early_stopping: True, False or "never". Returns ids (batch, seq + new) with pad_id
+    behind the end, and scores (batch,) float32.
+    """
+    ### BEGIN SOLUTION
+    # 1. K copies of each prompt, of which at first only one may be continued
+    batch, k = len(ids), num_beams
+    rows, mask = ids.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
+    scores = torch.full((batch, k), float("-inf"), device=ids.device)
+    scores[:, 0] = 0
+    first = torch.arange(batch, device=ids.device)[:, None] * k  # row of beam 0
+    ends = torch.tensor(eos_ids, dtype=torch.long, device=ids.device)
+    finished, over = [[] for _ in range(batch)], [False] * batch
+    fed, cache = rows, None
+    for length in range(1, max_new_tokens + 1):
+        # 2. Candidates
+        with torch.no_grad():
+            output = model(
+                fed,
+                attention_mask=mask,
+                position_ids=position_ids(mask)[:, -fed.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        logprobs = output.logits[:, -1].float().log_softmax(-1)
+        logprobs = logprobs.unflatten(0, (batch, k))  # (batch, k, vocab)
+        wanted = k * max(2, 1 + len(eos_ids))
+        scores, beam, token = beam_step(scores, logprobs, wanted)
+        done = torch.isin(token, ends) | (length == max_new_tokens)
+        # 3. Finished texts, of the first K candidates only
+        for i in range(batch):
+            for j in range(k):
+                if done[i, j] and not over[i]:
+                    text = torch.cat(
+                        [rows[first[i, 0] + beam[i, j]], token[i, j, None]]
+                    )
+                    score = length_normalise(
+                        scores[i, j].item(), length, length_penalty
+                    )
+                    finished[i].append((score, text))
+            finished[i] = sorted(finished[i], key=lambda f: f[0], reverse=True)[:k]
+        # 4. The new beams
+        scores, places = scores.masked_fill(done, float("-inf")).topk(k, dim=-1)
+        chosen = (first + beam.gather(-1, places)).flatten()  # (batch * k,)
+        fed = token.gather(-1, places).flatten()[:, None]
+        rows = torch.cat([rows[chosen], fed], dim=-1)
+        mask = torch.cat([mask[chosen], torch.ones_like(fed)], dim=-1)
+        cache = reorder_cache(output.past_key_values, chosen)
+        # 5. Can a beam still win?
+        far = early_stopping == "never" and length_penalty > 0
+        for i in range(batch):
+            if len(finished[i]) == k:
+                best = scores[i, 0].item()
+                best = length_normalise(
+                    best, max_new_tokens if far else length, length_penalty
+                )
+                over[i] |= early_stopping is True or best <= finished[i][-1][0]
+        if all(over):
+            break
+    # 6. The best of each, padded
+    best = [texts[0] for texts in finished]
+    out = [text for _, text in best]
+    out = torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=pad_id)
+    return out, torch.tensor([score for score, _ in best])
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(beam_search)
+
+# %% [markdown]
+# The same as `generate`, with the real model and two prompts of different lengths:
+
+# %% tags=["nbval-check-output"]
+tokenizer.padding_side = "left"
+questions = ["The capital of France is", "Once upon a time there was a little"]
+two = tokenizer(questions, return_tensors="pt", padding=True).to(model.device)
+eos = [tokenizer.eos_token_id]
+arguments = (two.input_ids, two.attention_mask, 3, 10, 1.0, False, eos, eos[0])
+mine, scores = beam_search(model, *arguments)
+theirs = model.generate(
+    **two,
+    num_beams=3,
+    max_new_tokens=10,
+    do_sample=False,
+    length_penalty=1.0,
+    early_stopping=False,
+    eos_token_id=eos,
+    pad_token_id=eos[0],
+)
+print("same ids as generate:", mine.equal(theirs))
+for row in mine:
+    print(repr(tokenizer.decode(row, skip_special_tokens=True)))
+
+# %% [markdown]
+# ## 6. A bug hunt
+#
+# Here is a beam search for one prompt, as one finds it in blog posts. It runs, and it
+# returns text. Four of the ten lettered lines are wrong.
+
+
+# %%
+def from_a_blog(model, ids, k, n, eos_ids):
+    ids = ids.repeat(k, 1)
+    scores, finished = torch.zeros(1, k), []  # A
+    for length in range(1, n + 1):
+        logits = model(ids).logits[:, -1].detach()  # B
+        logprobs = logits.softmax(-1)[None]  # C
+        scores, beam, token = beam_step(scores, logprobs, 2 * k)  # D
+        ids = torch.cat([ids.repeat(2, 1), token[0, :, None]], -1)  # E
+        ends = torch.isin(token[0], torch.tensor(eos_ids))  # F
+        for i in ends[:k].nonzero()[:, 0]:  # G
+            finished.append((scores[0, i].item() / length, ids[i]))  # H
+        keep = (~ends).nonzero()[:k, 0]
+        ids, scores = ids[keep], scores[:, keep]  # I
+    finished += [(s.item(), row) for s, row in zip(scores[0], ids, strict=True)]  # J
+    return max(finished, key=lambda found: found[0])[1]
+
+
+# %% [markdown]
+# ### Exercise 09.7 · `find_bugs`
+#
+# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 1 line
+#
+# The letters of the four wrong lines. (There is one EOS id, no cache, and the scores are
+# divided by the length. That it is slow is no bug here.)
+#
+# By hand: if only line D were wrong, the answer would be `{"D"}`.
+#
+# <details><summary>Hint 1</summary>What do K equal copies of a prompt with equal scores
+# become in the first step?</details>
+# <details><summary>Hint 2</summary>What is a sum of probabilities? Which row does the token of
+# candidate i belong to?</details>
+# <details><summary>Hint 3</summary>At the end, two kinds of scores are compared.</details>
+
+
+# %% tags=["exercise"]
+def find_bugs() -> set[str]:
+    """The letters of the four wrong lines of `from_a_blog`."""
+    ### BEGIN SOLUTION
+    return {"A", "C", "E", "J"}
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(find_bugs)
+
+# %% [markdown]
+# ## 7. More search, better text?
+#
+# Now that it is right: does it pay? Wider and wider beams, without any length normalisation,
+# so that the score is the log-probability of the answer.
+#
+# **Predict:** what happens to the log-probability, and what to the length?
+
+
+# %%
+def asked(question):
+    chat = [{"role": "user", "content": question}]
+    made = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    return made.input_ids.to(model.device)
+
+
+WIDTHS = (1, 2, 4, 8)
+results = {}
+for question in ("Why is the sky blue?", "Give me a name for my cat."):
+    ids = asked(question)
+    for width in WIDTHS:
+        out, score = beam_search(
+            model, ids, torch.ones_like(ids), width, 48, 0.0, "never", eos, eos[0]
+        )
+        new = out[0, ids.shape[1] :]
+        results[question, width] = (score.item(), len(new))
+        print(f"{width} beams {score.item():6.1f} {tokenizer.decode(new)[:60]!r}")
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.6))
+names = ("log-probability", "new tokens")
+for n, (ax, name) in enumerate(zip(axes, names, strict=True)):
+    for question in dict.fromkeys(question for question, _ in results):
+        values = [results[question, width][n] for width in WIDTHS]
+        ax.plot(WIDTHS, values, "o-", label=question)
+    ax.set(xlabel="beams", ylabel=name, xscale="log")
+    ax.set_xticks(WIDTHS, WIDTHS)
+    ax.minorticks_off()
+axes[1].set(ylim=(0, 52))
+axes[1].legend(loc="lower left")
+plt.show()
+
+# %% [markdown]
+# Wider beams find likelier answers on the whole, not in each step: for the sky, two beams
+# find a less likely answer than greedy does. That is your counterexample, in the wild.
+#
+# Where does the search for likelier answers end? The shortest answer of all is none: the end
+# at once.
+
+# %%
+for question in ("Why is the sky blue?", "Give me a name for my cat."):
+    with torch.no_grad():
+        logprobs = model(asked(question)).logits[0, -1].float().log_softmax(-1)
+    best = max(results[question, width][0] for width in WIDTHS)
+    print(f"{question:28} empty answer {logprobs[eos[0]]:.1f}, best found {best:.1f}")
+
+# %% [markdown]
+# The *empty* answer is likelier than anything that eight beams have found: it pays once,
+# where 48 tokens pay 48 times. No beam search has found it, since after the first step it
+# was not among the best.
+#
+# Stahlberg and Byrne (2019) searched *exactly* in a translation model, and for more than half
+# of the sentences the likeliest translation was the empty one. That beam search gives good
+# translations is owed to its errors: it does not find what it looks for. For chat and for
+# stories it was given up; see lesson 08 for what likely text looks like.
+#
+# ## 8. Different beams
+#
+# K beams mostly differ in a comma. *Diverse beam search* divides them into groups. The groups
+# take their step one after the other, and a token that an earlier group has just chosen
+# costs each later group something.
+
+# %% [markdown]
+# ### Exercise 09.8 · `diverse_beam_search`
+#
+# difficulty ★★★ · importance ★☆☆ · 30 min · our answer: 24 lines
+#
+# One prompt, no EOS, no cache needed. `num_beams / num_groups` beams in each group. At each
+# step, group after group: from the log-probabilities of each token subtract `diversity` times
+# the number of beams of earlier groups that have chosen this token at this step; then
+# `beam_step` within the group. The penalty decides the choice, but the scores that are
+# carried on are without it.
+#
+# By hand: two groups of one beam, and the probabilities 0.5, 0.4, 0.1 for the tokens 0, 1, 2;
+# the logarithms are -0.69, -0.92, -2.30. The first group takes 0. With `diversity=0.5` the
+# second sees -1.19, -0.92, -2.30 and takes 1, with the score -0.92.
+#
+# <details><summary>Hint 1</summary>One list of (ids, scores) for each group, one beam with
+# score 0 at first.</details>
+# <details><summary>Hint 2</summary>Counts of this step: a tensor of zeros
+# <code>(vocab,)</code>; after each group <code>counts += torch.bincount(token[0],
+# minlength=vocab)</code>.</details>
+# <details><summary>Hint 3</summary>The pure score of a choice: <code>scores[0, beam] +
+# logprobs[beam, token]</code>, looked up after <code>beam_step</code>.</details>
+
+
+# %% tags=["exercise"]
+def diverse_beam_search(
+    model,
+    ids: torch.Tensor,
+    num_beams: int,
+    num_groups: int,
+    diversity: float,
+    max_new_tokens: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All beams of a diverse beam search, group by group, in a group the best first.
+
+    ids: (1, seq) int64. Returns ids (num_beams, seq + max_new_tokens) and scores
+    (num_beams,), sums of log-probabilities. Raises ValueError if the groups do not
+    divide the beams. Vijayakumar et al., 2018, with Hamming diversity.
+    """
+    ### BEGIN SOLUTION
+    if num_groups < 1 or num_beams % num_groups:
+        raise ValueError(f"{num_beams} beams do not make {num_groups} equal groups")
+    size = num_beams // num_groups
+    nothing = torch.zeros(1, device=ids.device)
+    groups = [(ids, nothing)] * num_groups
+    for _ in range(max_new_tokens):
+        counts = 0  # of each token among the earlier groups, at this step
+        for g, (texts, scores) in enumerate(groups):
+            with torch.no_grad():
+                logits = model(texts).logits[:, -1].float()
+            logprobs = logits.log_softmax(-1)  # (beams, vocab)
+            seen = logprobs - diversity * counts
+            _, beam, token = beam_step(scores[None], seen[None], size)
+            beam, token = beam[0], token[0]  # (size,)
+            groups[g] = (
+                torch.cat([texts[beam], token[:, None]], dim=-1),
+                scores[beam] + logprobs[beam, token],
+            )
+            counts = counts + torch.bincount(token, minlength=logits.shape[-1])
+    texts, scores = zip(*groups, strict=True)
+    return torch.cat(texts), torch.cat(scores)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(diverse_beam_search)
+
+# %%
+ids = tokenizer("The cat sat on the", return_tensors="pt").input_ids.to(model.device)
+for diversity in (0.0, 2.0):
+    out, scores = diverse_beam_search(model, ids, 4, 4, diversity, 8)
+    print(f"diversity {diversity}")
+    for row, score in zip(out, scores.tolist(), strict=True):
+        print(f"  {score:6.1f} {tokenizer.decode(row[ids.shape[1] :])!r}")
+
+# %% [markdown]
+# Without a penalty four groups of one beam are four times greedy. With it they say different
+# things, each less likely than the first.
+#
+# ## Questions
+#
+# 1. Beam search with one beam: which decoder is that? And with as many beams as there are
+#    texts?
+# 2. Why must a candidate with an EOS that stands at place K + 1 be dropped?
+# 3. `early_stopping=True` and `length_penalty=2`: what goes wrong?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Greedy. With all texts it is exact search.
+# 2. A K-wide search holds K texts; one that finishes from place K + 1 would be a text that
+#    the search had no room for while it was running.
+# 3. The search ends with the first K finished texts, which are short, though the score
+#    favours long ones.
+#
+# </details>
+#
+# ## In the wild
+#
+# | | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
+# |---|---|---|---|---|---|
+# | beam search | none | `num_beams` | `LLM.beam_search(BeamSearchParams)` | none | none |
+# | length | – | `length_penalty` | `length_penalty` | – | – |
+# | when to stop | – | `early_stopping` | – | – | – |
+# | diverse | – | moved to the hub in version 5 | none | – | – |
+#
+# ## To read
+#
+# - Wu et al.: *Google's Neural Machine Translation System*, 2016,
+#   [arXiv:1609.08144](https://arxiv.org/abs/1609.08144). Length normalisation.
+# - Koehn, Knowles: *Six Challenges for Neural Machine Translation*, 2017,
+#   [arXiv:1706.03872](https://arxiv.org/abs/1706.03872). Wider beams, worse translations.
+# - Stahlberg, Byrne: *On NMT Search Errors and Model Errors: Cat Got Your Tongue?*, EMNLP
+#   2019, [arXiv:1908.10090](https://arxiv.org/abs/1908.10090).
+# - Vijayakumar et al.: *Diverse Beam Search*, AAAI 2018,
+#   [arXiv:1610.02424](https://arxiv.org/abs/1610.02424).
