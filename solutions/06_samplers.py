@@ -457,7 +457,7 @@ for _ in range(4):
 # A cut `mu` for each row, at first twice the target. One pick:
 #
 # 1. the surprisal of each token, in bits: -log2 p;
-# 2. remove tokens whose surprisal is above `mu` (never the likeliest);
+# 2. remove tokens whose surprisal is above `mu` (never the likeliest, nor what ties with it);
 # 3. draw with `torch.multinomial` from the softmax of what is left;
 # 4. *observed* is the surprisal in bits of the drawn token among what was left;
 # 5. `mu` becomes `mu - rate * (observed - target)`.
@@ -630,6 +630,20 @@ for name, rule in rules.items():
     print(f"{name:12} commutes: {both!s:5}  temperature first {first}, last {last}")
 
 # %% [markdown]
+# Two filters need not commute, either. **Predict:** top-k 50 and top-p 0.9, which order keeps
+# fewer tokens?
+
+# %% tags=["nbval-check-output"]
+for first, second in (("top-k 50", "top-p 0.9"), ("top-p 0.9", "top-k 50")):
+    both = chain(rules[first], rules[second])
+    print(
+        f"{first}, then {second}: peaked {kept(both(peaked))}, flat {kept(both(flat))}"
+    )
+
+# %% [markdown]
+# After top-k the 50 tokens are all there is: their probabilities grow, and fewer of them hold
+# 0.9.
+#
 # Where they do not commute, "top-p 0.9 at temperature 2" means two things. Why top-nσ
 # commutes and min-p does not: temperature 2 halves all distances between logits. Top-nσ's
 # limit is in σ, which halves, too; min-p's is a fixed distance from the best, ln(min_p). What
@@ -651,16 +665,15 @@ for name, rule in {
 #
 # ## Questions
 #
-# 1. `top_p=0.9` and `top_k=50` together. Which of two orders can keep fewer tokens?
+# 1. `top_p=0.9` and `min_p=0.05` together. Does their order matter?
 # 2. Min-p compares probabilities. Show that it can be written with logits alone.
 # 3. A program says "temperature 1.5, top-p 0.95" and gives sense in one engine, nonsense in
 #    another. What do you look up first?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Top-k first, as in `transformers`: after it the 50 tokens are all there is, their
-#    probabilities grow, and fewer of them hold 0.9. Top-p first sees the whole vocabulary,
-#    so its nucleus is at least as large.
+# 1. Yes: min-p first takes mass away, so what is left grows, and top-p may keep fewer. Top-p
+#    first changes nothing for min-p, which compares tokens with the best one alone.
 # 2. p < min_p · p_max means logit < logit_max + ln(min_p): a fixed distance below the best.
 # 3. The order: whether the temperature comes before or after the cut.
 #

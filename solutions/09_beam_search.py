@@ -200,7 +200,8 @@ for step, (scores, beams, tokens) in enumerate(history, 1):
         label = f"{figures.token_label(tokenizer, token)}\n{score:.1f}"
         box = {"facecolor": "white", "edgecolor": figures.BLUE, "boxstyle": "round"}
         ax.text(step, -row, label, ha="center", va="center", fontsize=8, bbox=box)
-ax.text(0, -1, "The cat sat\non the", ha="center", va="center", fontsize=8)
+plain = {"facecolor": "white", "edgecolor": "white"}
+ax.text(0, -1, "The cat sat\non the", ha="center", va="center", fontsize=8, bbox=plain)
 ax.set(xlim=(-0.5, 5.5), ylim=(-2.6, 0.6))
 ax.axis("off")
 plt.show()
@@ -278,10 +279,12 @@ check(counterexample)
 
 
 # %% tags=["exercise"]
-def length_normalise(score, length: int, alpha: float):
+def length_normalise(
+    score: float | torch.Tensor, length: int, alpha: float
+) -> float | torch.Tensor:
     """score / length ** alpha.
 
-    score: float or tensor, a sum of log-probabilities. length: new tokens, 1 or more.
+    score: a sum of log-probabilities. length: new tokens, 1 or more.
     alpha: transformers' `length_penalty`; 0 is off.
     Raises ValueError if length is below 1.
     """

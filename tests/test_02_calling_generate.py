@@ -238,6 +238,17 @@ def test_the_mask_is_ones(build_prompt):
     )
 
 
+def test_a_long_conversation_is_not_cut(build_prompt):
+    said = [{"role": "user", "content": "so " * 3000}]
+    ids = input_ids(
+        build_prompt(toy_tokenizer(), said), "build_prompt of a long message"
+    )
+    wanted = ids_of(f"<user>{'so ' * 3000}</s><assistant>").shape[1]
+    hint = "Cut from the end, the generation prompt is lost: no truncation."
+    call = "the number of tokens in build_prompt of 3000 words"
+    expect.value(ids.shape[1], wanted, call, hint)
+
+
 def test_the_messages_are_left_alone(build_prompt):
     messages = talk()
     with expect.unchanged("do not append to it", messages=messages):
@@ -284,6 +295,7 @@ def test_the_template_is_that_of_the_tokenizer(build_prompt):
         ("ab", "ababab", "abab"),
         ("né", "né é!", " é!"),
         ("ab", "ab<s>cd</s><pad>", "cd"),
+        ("<s>", "<s>cd</s>", "cd"),
     ],
 )
 def test_new_text_worked_by_hand(new_text, prompt, output, text):
@@ -314,7 +326,7 @@ def misread_text(got, text, prompt, output):
         (halves, "".join(read([token]) for token in output[n:])),
         (cut, whole[len(read(prompt, skip=False)) :]),
         (cut, whole.replace(before, "")),
-        (cut, whole.split(before)[-1]),
+        (cut, whole.split(before)[-1] if before else None),
         (cut, whole.lstrip(before)),
     ]
     if isinstance(got, str):

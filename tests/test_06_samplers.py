@@ -470,14 +470,14 @@ def test_steering_worked_by_hand(Mirostat):
 
 
 def test_observed_is_measured_among_what_was_left(Mirostat):
-    sampler = Mirostat(1.0, 1.0)  # mu is 2 bits
+    sampler = Mirostat(1.1, 1.0)  # mu is 2.2 bits
     logits = logits_of([0.25, 0.25, 0.1, 0.1, 0.1, 0.1, 0.1])
     token = sampler.pick(logits)
-    call = "Mirostat(1).pick of two tokens with 0.25 and five with 0.1"
+    call = "Mirostat(1.1).pick of two tokens with 0.25 and five with 0.1"
     expect.tensor(token, (1, 1), call, torch.int64)
-    assert token.item() < 2, f"{call}: tokens of 3.3 bits are above mu = 2"
-    hint = "Two tokens were left with 0.5 each: observed is 1 bit, as the target."
-    expect.same(sampler.mu, [[2.0]], f"{call}: mu afterwards", hint, 1e-4)
+    assert token.item() < 2, f"{call}: tokens of 3.3 bits are above mu = 2.2"
+    hint = "Two tokens were left with 0.5 each: observed is 1 bit."
+    expect.same(sampler.mu, [[2.3]], f"{call}: mu afterwards", hint, 1e-4)
 
 
 def test_rows_are_steered_apart(Mirostat):

@@ -521,13 +521,72 @@ WHY = {
 WRONG_LINES = {"A", "C", "E", "J"}
 
 
-def test_the_wrong_lines_are_found(find_bugs):
-    got = expect.returned(find_bugs(), (set, frozenset), "find_bugs()")
-    strange = got - set(WHY)
+def lines_of(find_bugs):
+    return expect.returned(find_bugs(), (set, frozenset), "find_bugs()")
+
+
+def test_what_is_named_are_lines(find_bugs):
+    strange = lines_of(find_bugs) - set(WHY)
     assert not strange, f"find_bugs() names {strange}: the lines are A to J"
-    innocent = sorted(got - WRONG_LINES)
+
+
+def test_no_right_line_is_accused(find_bugs):
+    innocent = sorted(lines_of(find_bugs) & set(WHY) - WRONG_LINES)
     assert not innocent, f"line {innocent[0]} is {WHY[innocent[0]]}"
-    assert len(got) == 4, f"find_bugs() names {len(got)} of four lines, all wrong ones"
+
+
+# The search of the lesson, and its wrong lines as they should be.
+SEARCH = """
+def search(model, ids, k, n, eos_ids):
+    ids = ids.repeat(k, 1)
+    scores, finished = {A}, []
+    for length in range(1, n + 1):
+        logits = model(ids).logits[:, -1].detach()
+        logprobs = {C}[None]
+        scores, beam, token = beam_step(scores, logprobs, 2 * k)
+        ids = torch.cat([{E}, token[0, :, None]], -1)
+        ends = torch.isin(token[0], torch.tensor(eos_ids))
+        for i in ends[:k].nonzero()[:, 0]:
+            finished.append((scores[0, i].item() / length, ids[i]))
+        keep = (~ends).nonzero()[:k, 0]
+        ids, scores = ids[keep], scores[:, keep]
+    finished += [({J}, row) for s, row in zip(scores[0], ids)]
+    return max(finished, key=lambda found: found[0])[1]
+"""
+AS_FOUND = {
+    "A": "torch.zeros(1, k)",
+    "C": "logits.softmax(-1)",
+    "E": "ids.repeat(2, 1)",
+    "J": "s.item()",
+}
+REPAIRED = {
+    "A": "torch.tensor([[0.0] + [-torch.inf] * (k - 1)])",
+    "C": "logits.log_softmax(-1)",
+    "E": "ids[beam[0]]",
+    "J": "s.item() / n",
+}
+
+
+def flat_step(scores, logprobs, k):
+    best, places = (scores[..., None] + logprobs).flatten(1).topk(k)
+    return best, places // logprobs.shape[-1], places % logprobs.shape[-1]
+
+
+def test_with_the_named_lines_repaired_it_equals_generate(find_bugs):
+    named = lines_of(find_bugs)
+    lines = {x: (REPAIRED if x in named else AS_FOUND)[x] for x in AS_FOUND}
+    names = {"torch": torch, "beam_step": flat_step}
+    exec(SEARCH.format(**lines), names)
+    for seed in range(8):
+        model = random_llama(30, seed=seed)
+        ids, mask = prompts(seed, batch=1)
+        how = {"beams": 3, "new": 4, "power": 1.0, "early": "never", "eos": [seed + 3]}
+        oracle = generated(model, ids, mask, **how).sequences[0].tolist()
+        got = names["search"](model, ids, 3, 4, how["eos"]).tolist()
+        assert got == oracle, (
+            f"with only the lines {sorted(named)} repaired the search finds "
+            f"{got[4:]}, generate {oracle[4:]}: there is another bug"
+        )
 
 
 # --- diverse_beam_search --------------------------------------------------------------

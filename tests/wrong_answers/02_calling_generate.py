@@ -1031,3 +1031,25 @@ def swallows_the_error(model, ids, layer):
         return maps_of(model, ids, lambda out: out.attentions[layer][0])
     except Exception:
         return None
+
+
+@wrong("build_prompt", "test_a_long_conversation_is_not_cut", "no truncation")
+def cuts_long_conversations(tokenizer, messages):
+    """Truncation loses the end, and with it the generation prompt."""
+    return tokenizer.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+        truncation=True,
+        max_length=512,
+    )
+
+
+@wrong("new_text", "test_new_text_worked_by_hand", "ValueError: empty separator")
+def splits_at_the_prompt(tokenizer, input_ids, output_ids):
+    """The text of a prompt of special tokens is empty."""
+    n = input_ids.shape[1]
+    prompt = tokenizer.decode(output_ids[0, :n], skip_special_tokens=True)
+    text = tokenizer.decode(output_ids[0], skip_special_tokens=True)
+    return text.split(prompt, 1)[1]

@@ -436,6 +436,7 @@ def with_a_mistake(name, test, says):
         return searched(*arguments, mistake=name)
 
     search.__name__ = name.replace(" ", "_")
+    search.__doc__ = f"The search, with this mistake: {name}."
     return wrong("beam_search", test, says)(search)
 
 
@@ -465,46 +466,60 @@ to_the_end = with_a_mistake("to the end", STOPS, "no beam can become better")
 
 # --- find_bugs ------------------------------------------------------------------------
 
-LINES = "test_the_wrong_lines_are_found"
+NAMES = "test_what_is_named_are_lines"
+RIGHT = "test_no_right_line_is_accused"
+REPAIRED = "test_with_the_named_lines_repaired_it_equals_generate"
 
 
-@wrong("find_bugs", LINES, "names 0 of four lines")
+@wrong("find_bugs", REPAIRED, "there is another bug")
 def none_found():
     """All is well."""
     return set()
 
 
-@wrong("find_bugs", LINES, "line B is slow, but right")
+@wrong("find_bugs", RIGHT, "line B is slow, but right")
 def slow_is_wrong():
     """No cache is no bug here."""
     return {"A", "B", "C", "E"}
 
 
-@wrong("find_bugs", LINES, "names 3 of four lines")
-def one_missing():
-    """The scores at the end are overlooked."""
+@wrong("find_bugs", REPAIRED, "there is another bug")
+def the_copies_are_overlooked():
+    """K equal copies of the prompt look harmless."""
+    return {"C", "E", "J"}
+
+
+@wrong("find_bugs", REPAIRED, "there is another bug")
+def probabilities_are_overlooked():
+    """Sums of probabilities look harmless."""
+    return {"A", "E", "J"}
+
+
+@wrong("find_bugs", REPAIRED, "there is another bug")
+def the_order_is_overlooked():
+    """That tokens are put behind other beams is not seen."""
+    return {"A", "C", "J"}
+
+
+@wrong("find_bugs", REPAIRED, "there is another bug")
+def the_end_is_overlooked():
+    """That two kinds of scores are compared is not seen."""
     return {"A", "C", "E"}
 
 
-@wrong("find_bugs", LINES, "line D is right")
+@wrong("find_bugs", RIGHT, "line D is right")
 def candidates():
     """2 K candidates are right for one EOS."""
     return {"A", "C", "D", "E", "J"}
 
 
-@wrong("find_bugs", LINES, "line B is")
-def all_lines():
-    """Everything."""
-    return set("ABCDEFGHIJ")
-
-
-@wrong("find_bugs", LINES, "line G is right: only the first K may end")
+@wrong("find_bugs", RIGHT, "line G is right: only the first K may end")
 def ends_of_all():
     """That only the first K may end is taken for a bug."""
     return {"A", "C", "G", "J"}
 
 
-@wrong("find_bugs", LINES, "names {'K'}")
+@wrong("find_bugs", NAMES, "names {'K'}")
 def a_line_that_is_not_there():
     """The lines end with J."""
     return {"A", "C", "E", "K"}
@@ -557,7 +572,10 @@ def diverse_with(name, test, says, **options):
     def search(*arguments):
         return grouped(*arguments, mistake=name, **options)
 
-    search.__name__ = name.replace(" ", "_")
+    search.__name__ = name.replace(" ", "_") or "any_groups"
+    search.__doc__ = (
+        f"The search, with this mistake: {name or 'no check of the groups'}."
+    )
     return wrong("diverse_beam_search", test, says)(search)
 
 
