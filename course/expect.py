@@ -8,6 +8,8 @@ import contextlib
 
 import torch
 
+SHORT = 24  # numbers: what one can compare at a glance
+
 
 def show(value, limit: int = 12) -> str:
     """A value as a learner would write it: [1, 3, -inf], tensors as nested lists."""
@@ -63,10 +65,17 @@ def same(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
     wide = torch.promote_types(got.dtype, wanted.dtype)
     a, b = got.to(wide), wanted.cpu().to(wide)
     # inf == inf holds under isclose; nan never equals anything.
-    if not torch.isclose(a, b, rtol=0.0, atol=tolerance).all():
-        raise AssertionError(
-            f"{call} should be {show(wanted)}, not {show(got)}." + _hint(hint)
+    wrong = ~torch.isclose(a, b, rtol=0.0, atol=tolerance)
+    if not wrong.any():
+        return
+    if wanted.numel() <= SHORT:
+        text = f"{show(wanted)}, not {show(got)}"
+    else:
+        place, wish, given = _first(wrong, wanted, got)
+        text = (
+            f"{wish} at {place}, not {given} ({wrong.sum()} of {wrong.numel()} differ)"
         )
+    raise AssertionError(f"{call} should be {text}." + _hint(hint))
 
 
 def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
@@ -119,6 +128,12 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
         )
 
 
+def _first(wrong, *tensors):
+    """The first place where `wrong` is true, and what the tensors have there."""
+    place = wrong.nonzero()[0].tolist()
+    return place, *(show(x[tuple(place)]) for x in tensors)
+
+
 @contextlib.contextmanager
 def unchanged(hint: str = "work on a copy, for example with masked_fill", **tensors):
     """The named tensors (or plain values) are as they were when the block ends."""
@@ -126,15 +141,18 @@ def unchanged(hint: str = "work on a copy, for example with masked_fill", **tens
     yield
     for name, now in tensors.items():
         was = before[name]
-        if isinstance(now, torch.Tensor):
-            same_now = now.shape == was.shape and torch.equal(
-                torch.nan_to_num(now), torch.nan_to_num(was)
-            )
+        text = f"{show(was)} became {show(now)}"
+        if isinstance(now, torch.Tensor) and now.shape == was.shape:
+            wrong = torch.nan_to_num(now) != torch.nan_to_num(was)
+            same_now = not wrong.any()
+            if not same_now and now.numel() > SHORT:
+                place, old, new = _first(wrong, was, now)
+                text = f"{old} at {place} became {new}"
         else:
-            same_now = now == was
+            same_now = not isinstance(now, torch.Tensor) and now == was
         if not same_now:
             raise AssertionError(
-                f"the argument `{name}` was changed: {show(was)} became {show(now)}. "
+                f"the argument `{name}` was changed: {text}. "
                 f"The caller still needs it: {hint}."
             )
 

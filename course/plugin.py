@@ -255,8 +255,9 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, results in table[path].items():
             text, state = explain.report(results)
             totals[state] += 1
-            passed = sum(verdict.state == explain.DONE for _, verdict in results)
-            note = f"{passed} of {len(results)} checks pass"
+            titles = {title for title, _ in results}
+            failing = {t for t, verdict in results if verdict.state != explain.DONE}
+            note = f"{len(titles - failing)} of {len(titles)} checks pass"
             line = f"  {signs[state]} {name:<{width}}  {state:<5}  "
             line += note if state != explain.TO_DO else ""
             out.write_line(line.rstrip(), **{colours[state]: True})
