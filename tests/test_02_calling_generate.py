@@ -98,7 +98,7 @@ def misread_answer(got, text):
         return "One text, not a list of texts."
     if not isinstance(got, str):
         return ""
-    if "</s>" in got or "<pad>" in got:
+    if any(special in got for special in ("<s>", "</s>", "<pad>")):
         return "Special tokens are not for users: skip_special_tokens=True."
     if got != text and got == text.strip():
         return "The spaces belong to the text: no strip()."
@@ -501,6 +501,31 @@ def test_the_batch_goes_to_the_device_of_the_model(reply_batch):
     model.device = torch.device("meta")
     with up_to_the_device():
         reply_batch(model, toy_tokenizer(), [hi(), hi()])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizer_is_as_it_was_after_an_error(reply_batch, side):
+    class Full(FakeGenerate):
+        def generate(self, inputs=None, **options):
+            raise MemoryError("this model is full")
+
+    tokenizer = toy_tokenizer()
+    tokenizer.padding_side = side
+    failed = True
+    try:
+        reply_batch(Full("yes", "no"), tokenizer, [hi(), talk()])
+        failed = False
+    except MemoryError:
+        pass
+    assert tokenizer.padding_side == side, (
+        f"generate failed, and the tokenizer, which padded on the {side}, was left "
+        f"with padding_side={tokenizer.padding_side!r}: pass the side in the call, or "
+        "restore it in a `finally`"
+    )
+    assert failed, (
+        "generate ran out of memory, and reply_batch returned as if nothing had "
+        "happened: the error must not be swallowed"
+    )
 
 
 def test_a_batch_of_one(reply_batch):

@@ -50,6 +50,11 @@ class Watched:
         length = past.get_seq_length() if past is not None else 0
         self.calls.append({**options, "input_ids": input_ids, "length": length})
         self.calls[-1]["grad"] = torch.is_grad_enabled()
+        places = options.get("position_ids")
+        assert places is None or places.shape[-1] == input_ids.shape[-1], (
+            f"the model was given {input_ids.shape[-1]} tokens a row and "
+            f"{places.shape[-1]} position_ids: only the new tokens' positions"
+        )
         return self.model(input_ids, **options)
 
     def __getattr__(self, name):
@@ -117,15 +122,14 @@ def test_attention_worked_by_hand(attention_with_cache):
 
 
 def test_scores_are_divided_by_the_root_of_d(attention_with_cache):
-    q = torch.tensor([[[[2.0, 0.0, 0.0, 0.0]]]])
-    keys = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
+    unit = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
     zero = torch.zeros(1, 1, 1, 4)
-    out, _ = a_pair(
-        attention_with_cache(q, zero, zero, (keys, torch.ones(1, 1, 1, 4))),
-        "attention_with_cache",
-    )
+    cache = (torch.cat([unit, zero], -2), torch.cat([zero + 1, zero], -2))
+    # The new key scores so low that a mask which hides it makes no difference here.
+    got = attention_with_cache(2 * unit, -1000 * unit, zero, cache)
+    out, _ = a_pair(got, "attention_with_cache")
     weight = torch.tensor([2 / 2.0, 0.0]).softmax(-1)[0]
-    call = "the output for q = [2, 0, 0, 0], cached k = [1, 0, 0, 0] and v = ones"
+    call = "the output for q = [2, 0, 0, 0], cached k [1, 0, 0, 0] and 0, v 1 and 0,"
     expect.same(out, weight.expand(1, 1, 1, 4), call, "Scores are q · k / √d.", 1e-5)
 
 
@@ -260,10 +264,7 @@ def test_each_decode_step_feeds_one_token(decode_cached):
         )
         places = call.get("position_ids")
         assert places is not None, "the model was given no position_ids"
-        assert places.shape == call["input_ids"].shape, (
-            f"at step {step} position_ids have shape {tuple(places.shape)}, and the "
-            f"tokens {tuple(call['input_ids'].shape)}: only the new ones' positions"
-        )
+        expect.tensor(places, call["input_ids"].shape, f"position_ids at step {step}")
         wanted = (seen.sum(-1) - 1).tolist()
         assert places[:, -1].tolist() == wanted, (
             f"at step {step} the new tokens stand at {wanted}, not at "

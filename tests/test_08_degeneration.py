@@ -68,6 +68,10 @@ class Fixed:
 FIXED = ([0.5, 0.3, 0.2], [0.25, 0.25, 0.5], [0.1, 0.4, 0.5], [0.8, 0.1, 0.1])
 ROW = torch.tensor([[1, 0, 1, 2]])  # 0.5, then 0.25, then 0.5
 ONES = torch.ones(1, 4, dtype=torch.long)
+START = (
+    "The token at place start counts, and the sum is divided by the number of tokens "
+    "that count."
+)
 
 
 @pytest.mark.parametrize(("start", "wanted"), [(1, 2.5198), (2, 2.8284), (3, 2.0)])
@@ -81,6 +85,9 @@ def test_perplexity_worked_by_hand(perplexity, start, wanted):
         ({1: 0.9242, 2: 1.0397, 3: 0.6931}, "Take exp of the mean surprisal."),
         ({1: 0.3969, 2: 0.3536, 3: 0.5}, "The sign: surprisal is minus ln p."),
         ({1: 16.0, 2: 8.0}, "The mean of -ln p, not the sum."),
+        ({1: 2.6667, 2: 3.0}, "The mean of -ln p, then exp: not the mean of 1 / p."),
+        ({2: 2.5198, 3: 2.8284}, "The token at place start - 1 does not count."),
+        ({1: 2.8284, 2: 2.0, 3: 1.2599}, START),
     ):
         if abs(got.item() - value.get(start, INF)) < 2e-3:
             hint = said
@@ -196,7 +203,8 @@ def test_repetition_worked_by_hand(rep_n, ids, n, wanted):
     if isinstance(got, float) and abs(got - (1 - wanted)) < 1e-9:
         hint = "That is the share of different n-grams: repetition is 1 minus that."
     elif isinstance(got, float) and n > 1 and abs(got - wanted) > 1e-9:
-        hint = f"A text of {len(ids)} tokens has {len(ids) - n + 1} {n}-grams."
+        hint = f"A text of {len(ids)} tokens has {len(ids) - n + 1} {n}-grams"
+        hint += ", and of equal ones the first is no repetition."
     expect.value(got, wanted, f"rep_n({ids}, {n})", hint, 1e-9)
 
 
@@ -297,9 +305,9 @@ def test_penalty_leaves_its_input_alone(repetition_penalty):
 @pytest.mark.parametrize(
     ("frequency", "presence", "wanted", "hint"),
     [
-        (0.5, 0.25, [-1.25, -0.75, 0.0], ""),
         (0.5, 0.0, [-1.0, -0.5, 0.0], "Frequency: once for each time it is there."),
         (0.0, 0.25, [-0.25, -0.25, 0.0], "Presence: once, however often it is there."),
+        (0.5, 0.25, [-1.25, -0.75, 0.0], "Both are subtracted."),
         (-1.0, 0.0, [2.0, 1.0, 0.0], "A negative penalty is a reward."),
     ],
 )
@@ -318,7 +326,9 @@ def test_counts_agree_with_a_loop(frequency_presence):
             for token in set(text):
                 wanted[row, token] -= 0.3 * text.count(token) + 0.8
         got = frequency_presence(logits, ids, 0.3, 0.8)
-        hint = "Each row has a text of its own."
+        alone = frequency_presence(logits[:1], ids[:1], 0.3, 0.8)
+        mixed = torch.allclose(alone, wanted[:1])
+        hint = "Each row has a text of its own." if mixed else ""
         expect.same(got, wanted, "frequency_presence of random rows", hint, 1e-4)
 
 

@@ -560,6 +560,30 @@ def put_back_to_the_right(model, tokenizer, conversations, **generation):
     return answers_of(model, tokenizer, prompts, **generation)
 
 
+SIDE = "test_the_tokenizer_is_as_it_was_after_an_error"
+SWALLOWED = "the error must not be swallowed"
+
+
+@wrong("reply_batch", SIDE, "restore it in a `finally`")
+def put_back_without_finally(model, tokenizer, conversations, **generation):
+    """An error in between, and the tokenizer stays changed."""
+    before, tokenizer.padding_side = tokenizer.padding_side, "left"
+    prompts = template(tokenizer, conversations, tokenizer_kwargs={}).to(model.device)
+    answers = answers_of(model, tokenizer, prompts, **generation)
+    tokenizer.padding_side = before
+    return answers
+
+
+@wrong("reply_batch", SIDE, SWALLOWED)
+def no_answers_after_an_error(model, tokenizer, conversations, **generation):
+    """Nobody learns that the model failed."""
+    try:
+        prompts = template(tokenizer, conversations).to(model.device)
+        return answers_of(model, tokenizer, prompts, **generation)
+    except MemoryError:
+        return [""] * len(conversations)
+
+
 @wrong("reply_batch", BATCH, "came with pad_token=")
 def eos_for_the_pad_token(model, tokenizer, conversations, **generation):
     """A line of many tutorials, which changes the caller's tokenizer."""

@@ -254,7 +254,7 @@ def mask_of_the_new_token_alone(*arguments):
     return loop(*arguments, shown=lambda mask, width: mask[:, -width:])
 
 
-@wrong("decode_cached", FEEDS, "must match the size")
+@wrong("decode_cached", FEEDS, "only the new tokens' positions")
 def positions_of_the_whole_text(*arguments):
     """Positions for all columns, with one token fed."""
     return loop(*arguments, places=lambda mask, width: counted(mask))

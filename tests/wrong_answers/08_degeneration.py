@@ -63,14 +63,28 @@ def the_sum(model, ids, mask, start=1):
     return torch.where(counts, surprisal, 0).sum(-1).exp()
 
 
-@wrong("perplexity", BY_HAND, "start=2 should be")
+@wrong("perplexity", BY_HAND, "not the mean of 1 / p")
+def the_mean_of_the_inverse(model, ids, mask, start=1):
+    """exp before the mean: an arithmetic mean, not a geometric one."""
+    surprisal, counts = scored(model, ids, mask, start)
+    return torch.where(counts, surprisal.exp(), 0).sum(-1) / counts.sum(-1)
+
+
+@wrong("perplexity", BY_HAND, "divided by the number of tokens that count")
+def divided_by_all_places(model, ids, mask, start=1):
+    """What does not count is 0, and is counted in the mean."""
+    surprisal, counts = scored(model, ids, mask, start)
+    return torch.where(counts, surprisal, 0).mean(-1).exp()
+
+
+@wrong("perplexity", BY_HAND, "The token at place start - 1 does not count")
 def start_is_ignored(model, ids, mask, start=1):
     """Counts the prompt, too."""
     surprisal, counts = scored(model, ids, mask, min(start, 1))
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
-@wrong("perplexity", BY_HAND, "start=2 should be")
+@wrong("perplexity", BY_HAND, "The token at place start counts")
 def start_is_one_too_late(model, ids, mask, start=1):
     """After the shift place i is at i - 1, and that was not seen."""
     surprisal, counts = scored(model, ids, mask, start)
