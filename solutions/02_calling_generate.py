@@ -312,7 +312,7 @@ for top_k in (None, 0):
 #
 # A batch has to be a rectangle: shorter prompts are filled up with a *padding token*, and the
 # *attention mask* has a 1 for each token to be read and a 0 for padding. **Predict:** on which
-# side should the padding stand? Try the default of `transformers` first, the right.
+# side should the padding stand? Here are both, the default of `transformers` first.
 
 # %% tags=["nbval-check-output"]
 chats = [
@@ -539,8 +539,8 @@ plt.show()
 # %% [markdown]
 # The bright diagonal in the lower left is that head at work: about half of its attention goes
 # from a word of the second sentence to the word *after* the same word in the first. Such heads
-# are called *induction heads* (Olsson et al., 2022). The bright first column is an *attention sink*:
-# much of the attention goes to the first token, whatever it says (Xiao et al., 2024).
+# are called *induction heads* (Olsson et al., 2022). The bright first column is an *attention
+# sink*: much of the attention goes to the first token, whatever it says (Xiao et al., 2024).
 #
 # ## 7. The API and `generate` agree
 #
@@ -571,8 +571,9 @@ with serve(model, tokenizer) as server:
         print(answer.choices[0].message.content == mine, repr(mine))
 
 # %% [markdown]
-# The API is `generate` behind HTTP: `max_tokens` is `max_new_tokens`, `temperature=0` is
-# `do_sample=False`, and `seed` is `torch.manual_seed`. In the next lesson you take
+# This API is `generate` behind HTTP: `max_tokens` is `max_new_tokens`, `temperature=0` is
+# `do_sample=False`, and `seed` is `torch.manual_seed`. Other servers have loops of their own
+# and draw other numbers, but their parameters mean the same. In the next lesson you take
 # `generate` itself apart.
 #
 # ## Questions

@@ -180,8 +180,9 @@ for temperature in (0.5, 1.0, 2.0):
     print(temperature, kept(min_p_filter(flat / temperature, 0.05)), "tokens")
 
 # %% [markdown]
-# It grows, too, but at temperature 2 it keeps 426 tokens where top-p keeps 11,638. (That min-p gives *better texts* is disputed: Schaeffer et
-# al., 2025, found no advantage over top-p when both are tuned alike.)
+# It grows, too, but at temperature 2 it keeps 426 tokens where top-p keeps 11,638. (That
+# min-p gives *better texts* is disputed: Schaeffer et al., 2025, found no advantage over
+# top-p when both are tuned alike.)
 #
 # ## 3. Not too likely either
 #
@@ -299,7 +300,16 @@ def eta_filter(logits: torch.Tensor, epsilon: float) -> torch.Tensor:
 # %% tags=["check"]
 check(eta_filter)
 
+# %% tags=["nbval-check-output"]
+for name, logits in (("peaked", peaked), ("flat", flat)):
+    absolute = kept(logits.masked_fill(logits.softmax(-1) < 0.01, -torch.inf))
+    lowered = kept(eta_filter(logits, 0.01))
+    print(f"{name:6} floor 0.01: {absolute:3}   eta 0.01: {lowered:3}")
+
 # %% [markdown]
+# After "The capital of France is" the two are the same. After "Once upon a time there was a"
+# the floor of 0.01 leaves 13 tokens; eta's is lower there, and leaves 184.
+#
 # ## 5. Before the softmax
 #
 # All rules so far look at probabilities, and temperature changes those. *Top-n-sigma* looks
@@ -389,8 +399,8 @@ plt.show()
 # difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 10 lines
 #
 # In each row, with the chance `probability`: of the tokens with a probability of `threshold`
-# or more, remove all but the least likely one (what ties with it may stay). A row with fewer than two such tokens stays
-# as it is. Draw one number for each row: `torch.rand(batch, 1, generator=generator)`, and
+# or more, remove all but the least likely one (what ties with it may stay). A row with fewer
+# than two such tokens stays as it is. Draw one number for each row: `torch.rand(batch, 1, generator=generator)`, and
 # act where it is less than `probability`.
 #
 # By hand: 0.5, 0.3, 0.15, 0.05 with `threshold=0.1` and `probability=1`: three tokens are
@@ -556,8 +566,20 @@ check(chain)
 
 # %% [markdown]
 # `generate` applies temperature, top-k, top-p, min-p, typical and eta (among others) in this
-# order. With
-# your functions in the same order and the same seed, the tokens must be the same:
+# order. With your functions in the same order and the same seed, the tokens must be the
+# same:
+
+# %%
+all_six = {"temperature": 1.5, "top_k": 200, "top_p": 0.9}
+all_six |= {"min_p": 0.02, "typical_p": 0.8, "eta_cutoff": 0.02}
+in_order = [
+    lambda x: x / 1.5,
+    lambda x: top_k_filter(x, 200),
+    lambda x: top_p_filter(x, 0.9),
+    lambda x: min_p_filter(x, 0.02),
+    lambda x: typical_filter(x, 0.8),
+    lambda x: eta_filter(x, 0.02),
+]
 
 # %% tags=["nbval-check-output"]
 cases = {
@@ -565,14 +587,7 @@ cases = {
     "min_p=0.1": ({"min_p": 0.1}, [lambda x: min_p_filter(x, 0.1)]),
     "typical_p=0.3": ({"typical_p": 0.3}, [lambda x: typical_filter(x, 0.3)]),
     "eta_cutoff=0.01": ({"eta_cutoff": 0.01}, [lambda x: eta_filter(x, 0.01)]),
-    "T=1.5, top_k=40, top_p=0.8": (
-        {"temperature": 1.5, "top_k": 40, "top_p": 0.8},
-        [
-            lambda x: x / 1.5,
-            lambda x: top_k_filter(x, 40),
-            lambda x: top_p_filter(x, 0.8),
-        ],
-    ),
+    "all six": (all_six, in_order),
 }
 for name, (options, filters) in cases.items():
     cut = chain(*filters)
@@ -581,7 +596,7 @@ for name, (options, filters) in cases.items():
     torch.manual_seed(0)
     options = {"do_sample": True, "max_new_tokens": 8, "top_k": 0, **options}
     theirs = model.generate(story, **options)
-    print(f"{name:27} same tokens as generate: {torch.equal(mine, theirs)}")
+    print(f"{name:15} same tokens as generate: {torch.equal(mine, theirs)}")
 
 # %% [markdown]
 # llama.cpp has another order: its default chain begins with the filters, and the temperature
@@ -688,7 +703,7 @@ for name, rule in {
 # | typical | none | `typical_p` | none | none | `--typical` |
 # | eta | none | `eta_cutoff` | none | none | none |
 # | top-nσ | none | none | none | none | `--top-nsigma` |
-# | XTC | none | none | none | none | `--xtc-probability` |
+# | XTC | none | none | none | none | `--xtc-probability`, `--xtc-threshold` |
 # | Mirostat | none | none | none | none | `--mirostat` |
 # | temperature | not published | first | first | first | last |
 #

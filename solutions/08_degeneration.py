@@ -120,8 +120,8 @@ for row in (5, 3):
 #
 # Of each row: exp of the mean of -ln p over the tokens that count. A token counts if it
 # stands at place `start` or behind it, is no padding, and has a token before it that is no
-# padding (nothing predicts the first token of a text). One call of the model with
-# `attention_mask` and `position_ids`.
+# padding (nothing predicts the first token of a text). One call of the model, without
+# gradients, with `attention_mask` and `position_ids`.
 #
 # By hand: a model gives the tokens of a row, from the second on, the probabilities 0.5,
 # 0.25 and 0.5. The mean of -ln p is (0.69 + 1.39 + 0.69) / 3 = 0.92, the perplexity 2.52.
@@ -254,20 +254,30 @@ for name in texts:
 
 # %%
 sentence = tokenizer(" The old clock in the hall had stopped.").input_ids
-COPIES = 10
+COPIES = 20
 ids = torch.tensor([sentence * COPIES], device=model.device)
 with torch.no_grad():
-    logprobs = model(ids).logits.log_softmax(-1)[:, :-1]
+    logprobs = model(ids).logits.float().log_softmax(-1)[:, :-1]
 p = logprobs.gather(-1, ids[:, 1:, None])[0, :, 0].exp().cpu()
-p = torch.cat([p[:1], p]).view(COPIES, -1)[:, 1:].mean(-1)  # without first words
+p = torch.cat([torch.ones(1), p]).view(COPIES, -1)  # (copy, token of the sentence)
 fig, ax = plt.subplots(figsize=(5, 2.6))
-ax.plot(range(1, COPIES + 1), p, "o-")
+ax.plot(range(1, COPIES + 1), p[:, 1:].mean(-1), "o-")  # without first words
 ax.set(xlabel="copy of the sentence", ylabel="mean probability", ylim=(0, 1))
+ax.set_xticks(range(2, COPIES + 1, 2))
 plt.show()
 
 # %% [markdown]
 # Each copy makes the next one likelier (Xu et al., 2022, call it *self-reinforcement*).
-# After some copies no other continuation has a chance, and even sampling cannot get out.
+# Does sampling get out? The probability that it says the whole sentence once more is the
+# product over its tokens:
+
+# %%
+for copy in (2, 5, 10, 20):
+    print(f"after {copy - 1:2} copies: {p[copy - 1].prod():.3f}")
+
+# %% [markdown]
+# Once a text has said something often enough, even sampling mostly goes on with it. Greedy
+# decoding cannot get out at all.
 #
 # ## 3. Penalties
 #
@@ -557,8 +567,8 @@ ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# Lines are 95% intervals. Red searches, blue samples, green is greedy with a penalty. Two
-# things are worth remembering. A person is far to the right of all search. And perplexity is
+# Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty.
+# Two things are worth remembering. A person is far to the right of all search. And perplexity is
 # a dial: each sampler can be set to any value of it, so a comparison of two samplers at one
 # setting each says little (see Schaeffer et al. in lesson 06).
 #
@@ -784,8 +794,8 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
 # %% [markdown]
 # The same decoder, twice, does not get 1: that is the noise of 64 features. Against it,
 # nonsense is far away for certain, people and machine differ, and one sampler from another
-# cannot be told. The paper takes 5,000 texts a side. Numbers from a hundred texts are in many
-# reports all the same; now you know what they are worth.
+# cannot be told. The paper takes 5,000 texts a side; a number from a hundred is worth as
+# much as these.
 #
 # ## Questions
 #
@@ -811,13 +821,13 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
 # | rule | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
 # |---|---|---|---|---|---|
 # | repetition | none | `repetition_penalty` | `repetition_penalty` | `repetition_penalty` | `--repeat-penalty` |
-# | it counts | – | prompt and answer | prompt and answer | see its documentation | the last `--repeat-last-n` tokens |
+# | it counts | – | prompt and answer | prompt and answer | the answer | the last `--repeat-last-n` tokens |
 # | frequency, presence | `frequency_penalty` `presence_penalty` | none | the same names | the same names | `--frequency-penalty` `--presence-penalty` |
 # | no n-gram twice | none | `no_repeat_ngram_size` | none | none | none |
 # | DRY | none | none | none | none | `--dry-multiplier` (base 1.75, allowed length 2) |
 #
-# OpenAI and vLLM count generated tokens for frequency and presence; llama.cpp counts the last
-# `--repeat-last-n` tokens, prompt included.
+# OpenAI, vLLM and SGLang count the tokens of the answer for frequency and presence; llama.cpp
+# counts the last `--repeat-last-n` tokens, 64 if you say nothing, prompt included.
 #
 # ## To read
 #

@@ -186,17 +186,22 @@ for k in (1, 2, 3, 6):
 # %% [markdown]
 # With the real model, three beams and five steps. Each column is a step, the best beam on
 # top; a line leads from a token to the ones that continue it. Beams without a line to the
-# right died there.
+# right died there; the orange line leads to the best text of all.
 
 # %%
 ids = tokenizer("The cat sat on the", return_tensors="pt").input_ids.to(model.device)
 _, _, history = simple_beams(model, ids, 3, 5)
+best, row = set(), 0
+for step in range(5, 0, -1):
+    best.add((step, row))
+    row = history[step - 1][1][row]  # the beam that it continues
 fig, ax = plt.subplots(figsize=(7.5, 2.8))
 for step, (scores, beams, tokens) in enumerate(history, 1):
     rows = enumerate(zip(scores, beams, tokens, strict=True))
     for row, (score, beam, token) in rows:
         before = (step - 1, -beam if step > 1 else -1)
-        ax.plot([before[0], step], [before[1], -row], color=figures.SKY, zorder=0)
+        colour = figures.RED if (step, row) in best else figures.SKY
+        ax.plot([before[0], step], [before[1], -row], color=colour, zorder=0)
         label = f"{figures.token_label(tokenizer, token)}\n{score:.1f}"
         box = {"facecolor": "white", "edgecolor": figures.BLUE, "boxstyle": "round"}
         ax.text(step, -row, label, ha="center", va="center", fontsize=8, bbox=box)
@@ -207,6 +212,8 @@ ax.axis("off")
 plt.show()
 
 # %% [markdown]
+# It begins with the third-best token, which greedy decoding would never have taken.
+#
 # ## 3. Is it at least never worse than greedy?
 #
 # Two beams hold more than one. So it is often said that beam search always finds a text that
@@ -257,8 +264,8 @@ def counterexample() -> torch.Tensor:
 check(counterexample)
 
 # %% [markdown]
-# A beam search that is wider than greedy usually finds likelier text, and nothing guarantees
-# it. (Of two beam searches the wider one can lose, too, for the same reason.)
+# A beam search usually finds likelier text than greedy decoding, and nothing guarantees it.
+# Section 7 has a real case, and one in which four beams lose to two.
 #
 # ## 4. Texts of different lengths
 #
@@ -599,7 +606,9 @@ plt.show()
 
 # %% [markdown]
 # Wider beams find likelier answers on the whole, not in each step: for the sky, two beams
-# find a less likely answer than greedy does. That is your counterexample, in the wild.
+# find a less likely answer than greedy does; for the cat, four lose to two. That is your
+# counterexample, in the wild. The length says little here: nearly all answers run into the
+# limit of 48 tokens.
 #
 # Where does the search for likelier answers end? The shortest answer of all is none: the end
 # at once.
@@ -618,14 +627,23 @@ for question in ("Why is the sky blue?", "Give me a name for my cat."):
 #
 # Stahlberg and Byrne (2019) searched *exactly* in a translation model, and for more than half
 # of the sentences the likeliest translation was the empty one. That beam search gives good
-# translations is owed to its errors: it does not find what it looks for. For chat and for
-# stories it was given up; see lesson 08 for what likely text looks like.
+# translations is owed to its errors: it does not find what it looks for. What likely chat and
+# likely stories look like was lesson 08.
 #
 # ## 8. Different beams
 #
-# K beams mostly differ in a comma. *Diverse beam search* divides them into groups. The groups
-# take their step one after the other, and a token that an earlier group has just chosen
-# costs each later group something.
+# Four beams are four texts. **Predict:** where do they differ?
+
+# %%
+ids = tokenizer("The cat sat on the", return_tensors="pt").input_ids.to(model.device)
+out, scores, _ = simple_beams(model, ids, 4, 16)
+for row, score in zip(out, scores.tolist(), strict=True):
+    print(f"{score:6.1f} {tokenizer.decode(row[ids.shape[1] :])!r}")
+
+# %% [markdown]
+# In the last word: beams descend from one ancestor. *Diverse beam search* divides them into
+# groups. The groups take their step one after the other, and a token that an earlier group
+# has just chosen costs each later group something.
 
 # %% [markdown]
 # ### Exercise 09.8 · `diverse_beam_search`
@@ -695,7 +713,6 @@ def diverse_beam_search(
 check(diverse_beam_search)
 
 # %%
-ids = tokenizer("The cat sat on the", return_tensors="pt").input_ids.to(model.device)
 for diversity in (0.0, 2.0):
     out, scores = diverse_beam_search(model, ids, 4, 4, diversity, 8)
     print(f"diversity {diversity}")
@@ -727,10 +744,14 @@ for diversity in (0.0, 2.0):
 #
 # | | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
 # |---|---|---|---|---|---|
-# | beam search | none | `num_beams` | `LLM.beam_search(BeamSearchParams)` | none | none |
+# | beam search | none | `num_beams` | `use_beam_search`, `n` | `beam_width` | none |
 # | length | – | `length_penalty` | `length_penalty` | – | – |
 # | when to stop | – | `early_stopping` | – | – | – |
 # | diverse | – | moved to the hub in version 5 | none | – | – |
+#
+# vLLM divides by the length *with* the prompt, `transformers` by the new tokens: the same
+# `length_penalty` ranks differently. SGLang has had beam search since July 2026; llama.cpp
+# removed its own in 2024, as likely not used at all.
 #
 # ## To read
 #
