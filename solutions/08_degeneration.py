@@ -787,8 +787,9 @@ def features(ids):
 hot = written({"T 1.5": plain}, do_sample=True, top_k=0, temperature=1.5)
 found = mauve_small(*(features(ids) for ids in again.values()))
 print(f"sampling, and again  {found:.2f}")
+people = features(human)
 for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
-    found = mauve_small(features(human), features((texts | hot)[name]))
+    found = mauve_small(people, features((texts | hot)[name]))
     print(f"human, {name:13} {found:.2f}")
 
 # %% [markdown]

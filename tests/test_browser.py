@@ -1,4 +1,4 @@
-"""Lesson 04 in a real JupyterLab, in a real browser: the reference, then a learner."""
+"""Lessons in a real JupyterLab, in a real browser: a reference, then a learner."""
 
 import importlib.util
 import os
@@ -35,12 +35,12 @@ def lab():
 
 
 def test_the_reference_runs_to_its_end(lab):
-    notebook = lab.open("solutions/04_top_k.ipynb")
+    notebook = lab.open("solutions/01_calling_a_model.ipynb")
     notebook.clear()
     notebook.run_all()
     assert notebook.errors() == []
     assert notebook.not_run() == []
-    assert "✓" in notebook.shown(notebook.cell("check(top_k_filter)"))
+    assert "✓" in notebook.shown(notebook.cell("check(ask)"))
 
 
 def test_a_learner_sees_not_written_yet_then_types_an_answer_and_sees_it_pass(lab):
