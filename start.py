@@ -82,10 +82,8 @@ def main(argv):
         # The root is the whole course, so that solutions/ can be opened too.
         root = "--ServerApp.root_dir=" + str(HERE)
         become(["jupyterlab", root, "--LabApp.default_url=/lab/tree/lessons"] + argv)
-    # Notebooks and test files side by side; each stays whole, its cells in order. The
-    # long ones, which are the notebooks and not the files with most tests, come first.
+    # Notebooks and test files side by side; each stays whole, its cells in order.
     spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
-    spread += ["--no-loadscope-reorder"]
     become(["pytest"] + (spread if command == "test" else []) + argv)
 
 

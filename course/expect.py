@@ -68,14 +68,10 @@ def same(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
     wrong = ~torch.isclose(a, b, rtol=0.0, atol=tolerance)
     if not wrong.any():
         return
-    if wanted.numel() <= SHORT:
-        text = f"{show(wanted)}, not {show(got)}"
-    else:
-        place, wish, given = _first(wrong, wanted, got)
-        text = (
-            f"{wish} at {place}, not {given} ({wrong.sum()} of {wrong.numel()} differ)"
-        )
-    raise AssertionError(f"{call} should be {text}." + _hint(hint))
+    wish, given = _at_a_glance(wrong, wanted, got)
+    if wrong.numel() > SHORT:
+        given += f" ({wrong.sum()} of {wrong.numel()} differ)"
+    raise AssertionError(f"{call} should be {wish}, not {given}." + _hint(hint))
 
 
 def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
@@ -128,10 +124,13 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
         )
 
 
-def _first(wrong, *tensors):
-    """The first place where `wrong` is true, and what the tensors have there."""
+def _at_a_glance(wrong, one, other) -> tuple[str, str]:
+    """Two tensors in words; long ones only where `wrong` is true for the first time."""
+    if wrong.numel() <= SHORT:
+        return show(one), show(other)
     place = wrong.nonzero()[0].tolist()
-    return place, *(show(x[tuple(place)]) for x in tensors)
+    at = tuple(place)
+    return f"{show(one[at])} at {place}", show(other[at])
 
 
 @contextlib.contextmanager
@@ -141,20 +140,19 @@ def unchanged(hint: str = "work on a copy, for example with masked_fill", **tens
     yield
     for name, now in tensors.items():
         was = before[name]
-        text = f"{show(was)} became {show(now)}"
         if isinstance(now, torch.Tensor) and now.shape == was.shape:
             wrong = torch.nan_to_num(now) != torch.nan_to_num(was)
-            same_now = not wrong.any()
-            if not same_now and now.numel() > SHORT:
-                place, old, new = _first(wrong, was, now)
-                text = f"{old} at {place} became {new}"
+            if not wrong.any():
+                continue
+            old, new = _at_a_glance(wrong, was, now)
+        elif not isinstance(now, torch.Tensor) and now == was:
+            continue
         else:
-            same_now = not isinstance(now, torch.Tensor) and now == was
-        if not same_now:
-            raise AssertionError(
-                f"the argument `{name}` was changed: {text}. "
-                f"The caller still needs it: {hint}."
-            )
+            old, new = show(was), show(now)
+        raise AssertionError(
+            f"the argument `{name}` was changed: {old} became {new}. "
+            f"The caller still needs it: {hint}."
+        )
 
 
 def a_copy(got, original, call: str):

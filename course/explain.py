@@ -148,6 +148,14 @@ def _is_method(frame) -> bool:
 # --- the report on an exercise --------------------------------------------------------
 
 
+def by_title(results: list[tuple[str, Verdict]]) -> dict[str, list[Verdict]]:
+    """The verdicts of each check: the cases of a test share a title."""
+    cases = {}
+    for title, verdict in results:
+        cases.setdefault(title, []).append(verdict)
+    return cases
+
+
 def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
     """What a learner reads of one exercise's tests, (title, verdict) each, and its
     state: TO_DO if any part is not written, else WRONG if any test fails."""
@@ -155,11 +163,8 @@ def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
         if verdict.state == TO_DO:
             advice = "fill in its cell, run it, then run this cell again."
             return f"… {verdict.text}: {advice}", TO_DO
-    cases = {}  # a test's cases share a title
-    for title, verdict in results:
-        cases.setdefault(title, []).append(verdict)
     lines, told, again = [], set(), []
-    for title, verdicts in cases.items():
+    for title, verdicts in by_title(results).items():
         wrong = next((v for v in verdicts if v.state == WRONG), None)
         if wrong is None:
             lines.append(f"✓ {title}")

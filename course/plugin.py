@@ -255,9 +255,11 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, results in table[path].items():
             text, state = explain.report(results)
             totals[state] += 1
-            titles = {title for title, _ in results}
-            failing = {t for t, verdict in results if verdict.state != explain.DONE}
-            note = f"{len(titles - failing)} of {len(titles)} checks pass"
+            checks = explain.by_title(results).values()
+            passed = sum(
+                all(v.state == explain.DONE for v in cases) for cases in checks
+            )
+            note = f"{passed} of {len(checks)} checks pass"
             line = f"  {signs[state]} {name:<{width}}  {state:<5}  "
             line += note if state != explain.TO_DO else ""
             out.write_line(line.rstrip(), **{colours[state]: True})

@@ -572,9 +572,8 @@ with serve(model, tokenizer) as server:
 
 # %% [markdown]
 # This API is `generate` behind HTTP: `max_tokens` is `max_new_tokens`, `temperature=0` is
-# `do_sample=False`, and `seed` is `torch.manual_seed`. Other servers have loops of their own
-# and draw other numbers, but their parameters mean the same. In the next lesson you take
-# `generate` itself apart.
+# `do_sample=False`, and `seed` is `torch.manual_seed`. Other servers have loops of their own.
+# In the next lesson you take `generate` itself apart.
 #
 # ## Questions
 #

@@ -400,8 +400,8 @@ plt.show()
 #
 # In each row, with the chance `probability`: of the tokens with a probability of `threshold`
 # or more, remove all but the least likely one (what ties with it may stay). A row with fewer
-# than two such tokens stays as it is. Draw one number for each row: `torch.rand(batch, 1, generator=generator)`, and
-# act where it is less than `probability`.
+# than two such tokens stays as it is. Draw one number for each row: `torch.rand(batch, 1,
+# generator=generator)`, and act where it is less than `probability`.
 #
 # By hand: 0.5, 0.3, 0.15, 0.05 with `threshold=0.1` and `probability=1`: three tokens are
 # likely enough, the first two go, 0.15 and 0.05 stay.

@@ -448,12 +448,13 @@ for suffix, logits in zip(suffixes, reuse_prefix(model, prefix, suffixes), stric
 # With a long prefix, the time of three answers' first tokens:
 
 # %%
+suffixes = [ids_of(word) for word in (" What?", " Who?", " Where?")]
 start = time.perf_counter()
-reuse_prefix(model, text, [ids_of(" What?"), ids_of(" Who?"), ids_of(" Where?")])
+reuse_prefix(model, text, suffixes)
 print(f"prefix of {text.shape[1]}, once  {time.perf_counter() - start:.2f} s")
 start = time.perf_counter()
-for word in (" What?", " Who?", " Where?"):
-    cached_step(model, torch.cat([text, ids_of(word)], dim=-1), None)
+for suffix in suffixes:
+    cached_step(model, torch.cat([text, suffix], dim=-1), None)
 print(f"prefix of {text.shape[1]}, thrice {time.perf_counter() - start:.2f} s")
 
 # %% [markdown]

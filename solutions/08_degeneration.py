@@ -277,7 +277,7 @@ for copy in (2, 5, 10, 20):
 
 # %% [markdown]
 # Once a text has said something often enough, even sampling mostly goes on with it. Greedy
-# decoding cannot get out at all.
+# decoding cannot get out at all as soon as each token of it is the likeliest.
 #
 # ## 3. Penalties
 #
@@ -568,9 +568,9 @@ plt.show()
 
 # %% [markdown]
 # Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty.
-# Two things are worth remembering. A person is far to the right of all search. And perplexity is
-# a dial: each sampler can be set to any value of it, so a comparison of two samplers at one
-# setting each says little (see Schaeffer et al. in lesson 06).
+# Two things are worth remembering. A person is far to the right of all search. And
+# perplexity is a dial: each sampler can be set to any value of it, so a comparison of two
+# samplers at one setting each says little (see Schaeffer et al. in lesson 06).
 #
 # ## 5. Many texts: are they different?
 #

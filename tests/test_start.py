@@ -117,7 +117,6 @@ def test_sets_up_and_runs_pytest_in_its_own_environment(course):
     code, output = run(course, "test", "-x", "-k", "ties")
     assert code == 0
     spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
-    spread += ["--no-loadscope-reorder"]
     arguments = [*spread, "-x", "-k", "ties"]
     assert called(output) == ["pytest", arguments, str(course / ".venv"), str(course)]
 

@@ -36,6 +36,14 @@ def chosen(texts, scores):
     return texts[best][None], scores[best].item()
 
 
+def best_of_all(model, ids, n, **options):
+    """The right answer, but for what the options of `all_texts` change."""
+    texts, logprobs = all_texts(model, ids, n, **options)
+    new = texts[:, ids.shape[1] :]
+    picked = logprobs[:, ids.shape[1] - 1 : -1].gather(-1, new[..., None])[..., 0]
+    return chosen(texts, picked.sum(-1))
+
+
 @wrong("exact_search", LIKELIEST, "That is the greedy text")
 def greedy_text(model, ids, max_new_tokens):
     """The likeliest token each time."""
@@ -85,10 +93,7 @@ def the_probability(model, ids, max_new_tokens):
 @wrong("exact_search", "test_too_many_texts_are_refused", "ValueError")
 def tries_however_many(model, ids, max_new_tokens):
     """No limit."""
-    texts, logprobs = all_texts(model, ids, max_new_tokens, limit=10**9)
-    start = ids.shape[1]
-    new = texts[:, start:, None]
-    return chosen(texts, logprobs[:, start - 1 : -1].gather(-1, new)[..., 0].sum(-1))
+    return best_of_all(model, ids, max_new_tokens, limit=10**9)
 
 
 @wrong("exact_search", LIKELIEST, "should have shape (1, 3), not (1, 2)")
@@ -105,10 +110,7 @@ def new_tokens_alone(model, ids, max_new_tokens):
 )
 def with_gradients(model, ids, max_new_tokens):
     """Keeps everything for a backward pass."""
-    texts, logprobs = all_texts(model, ids, max_new_tokens, grad=True)
-    new = texts[:, ids.shape[1] :]
-    picked = logprobs[:, ids.shape[1] - 1 : -1].gather(-1, new[..., None])[..., 0]
-    return chosen(texts, picked.sum(-1))
+    return best_of_all(model, ids, max_new_tokens, grad=True)
 
 
 # --- beam_step ------------------------------------------------------------------------
