@@ -30,6 +30,8 @@ pick_greedy = carry("pick_greedy")
 position_ids = carry("position_ids")
 
 # %%
+import textwrap
+
 import matplotlib.pyplot as plt
 
 from course import check, figures
@@ -49,12 +51,12 @@ model, tokenizer = load()
 #
 # difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 14 lines
 #
-# Of all continuations with `max_new_tokens` tokens the likeliest, and its score: the sum of
-# the log-probabilities of its tokens. No token ends a text here.
+# Find the likeliest of all continuations with `max_new_tokens` tokens, and its score: the sum
+# of the log-probabilities of the new tokens. No token ends a text here.
 #
-# By hand: two tokens, P(0) = 0.6 and P(1) = 0.4 at first; after 0 both have 0.5, after 1 the
-# token 1 has 0.9. The texts 00, 01, 10, 11 have 0.3, 0.3, 0.04, 0.36: the result is 11, with
-# ln 0.36 = -1.02. (Greedy begins with 0.)
+# By hand: a vocabulary of two tokens. At first P(0) = 0.6 and P(1) = 0.4; behind a 0 both have
+# 0.5; behind a 1 they have 0.1 and 0.9. The texts 00, 01, 10, 11 have 0.3, 0.3, 0.04, 0.36:
+# the result is 11, with ln 0.36 = -1.02. (Greedy begins with 0.)
 #
 # <details><summary>Hint 1</summary><code>itertools.product(range(vocab), repeat=n)</code>
 # gives all continuations; <code>model.config.vocab_size</code> is the number of
@@ -125,11 +127,13 @@ print(f"greedy finds the likeliest of 1,296 texts in {found} of 20 models")
 #
 # difficulty ★★☆ · importance ★★★ · 15 min · our answer: 5 lines
 #
-# `scores` has the sum of log-probabilities of each beam so far, `logprobs` those of each next
-# token. Of all beams × vocab sums the k largest, with the beam and the token of each.
+# `scores` has the score of each beam so far, `logprobs` the log-probability of each token
+# behind each beam. Added up that makes beams × vocab sums. Return the k largest of them, and
+# for each the beam and the token that it belongs to.
 #
-# By hand: scores -1, -2 and logprobs [[-3, -1], [-0.5, -2]]: the sums are -4, -2, -2.5, -4.
-# k = 2 gives scores -2, -2.5, beams 0, 1 and tokens 1, 0.
+# By hand: two beams with the scores -1, -2, three tokens with the logprobs [-3, -1, -5] and
+# [-0.5, -2.2, -4]: the sums are -4, -2, -6 and -2.5, -4.2, -6. k = 2 gives the scores -2,
+# -2.5, the beams 0, 1 and the tokens 1, 0.
 #
 # <details><summary>Hint 1</summary><code>flatten(1)</code> the sums, then
 # <code>topk</code>.</details>
@@ -265,19 +269,20 @@ check(counterexample)
 
 # %% [markdown]
 # A beam search usually finds likelier text than greedy decoding, and nothing guarantees it.
-# Section 7 has a real case, and one in which four beams lose to two.
+# Section 7 has a real case.
 #
 # ## 4. Texts of different lengths
 #
-# Each further token makes the sum of log-probabilities smaller. So a search that compares
-# sums likes short texts. The usual cure divides by a power of the length.
+# Each further token makes the sum of log-probabilities more negative. So a search that
+# compares sums likes short texts. The usual cure divides by a power of the length.
 
 # %% [markdown]
 # ### Exercise 09.4 · `length_normalise`
 #
 # difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 3 lines
 #
-# The score divided by `length ** alpha`.
+# The score divided by `length ** alpha`. With `alpha=1` that is the mean log-probability of a
+# token.
 #
 # By hand: -6 over 3 tokens with `alpha=1` is -2, with `alpha=0` it stays -6, with `alpha=2`
 # it is -0.67.
@@ -318,7 +323,7 @@ for alpha in (0.0, 1.0, 2.0):
 
 # %% [markdown]
 # The *long* ones: scores are negative, and dividing a negative number by more brings it
-# nearer to 0. A "penalty" above 0 rewards length.
+# nearer to 0. Compared with plain sums, a "penalty" above 0 rewards length.
 #
 # ## 5. The whole search
 #
@@ -331,12 +336,13 @@ for alpha in (0.0, 1.0, 2.0):
 # difficulty ★☆☆ · importance ★★☆ · 10 min · our answer: 5 lines
 #
 # A new cache whose row i is row `beam[i]` of the old one, in every layer, for keys and
-# values. The old one stays as it is. There may be more or fewer rows than before.
+# values. The old one stays as it is. There may be more or fewer rows than before. A
+# `DynamicCache` has a method `reorder_cache` of its own, but that changes the cache in place.
 #
 # By hand: rows a, b and beam 1, 1, 0 give the rows b, b, a.
 #
-# <details><summary>Hint 1</summary><code>cache.reorder_cache(beam)</code> does it in place:
-# make a copy first (<code>copy.deepcopy</code>).</details>
+# <details><summary>Hint 1</summary><code>copy.copy</code> would share the layers:
+# <code>copy.deepcopy</code>, then the cache's own method.</details>
 
 
 # %% tags=["exercise"]
@@ -353,14 +359,16 @@ def reorder_cache(cache: DynamicCache, beam: torch.Tensor) -> DynamicCache:
 check(reorder_cache)
 
 # %% [markdown]
-# Now the ends. A continuation with an EOS is finished: it is scored by its length and put
-# aside, and the beams go on without it. When may the search stop? `early_stopping` says:
+# How does a search end? A continuation with an EOS is finished: it gets its normalised score
+# and is put aside, and the beams go on without it. A running beam may still become a better
+# text. When may the search stop? `early_stopping` says:
 #
 # - `True`: as soon as K texts are finished;
-# - `False`: when K are finished and the best running beam, scored *at its present length*,
-#   is no better than the worst finished text. That is a guess, since it may become longer;
-# - `"never"`: the same with the most favourable length: `max_new_tokens` if `length_penalty`
-#   is above 0, else the present one.
+# - `False`: when K are finished and the best running beam, scored at its *present* length,
+#   is no better than the worst of them. That is a guess: with a `length_penalty` above 0 it
+#   may have a better score when it is longer;
+# - `"never"`: the same, but the running beam is scored at the length that flatters it most:
+#   `max_new_tokens` if `length_penalty` is above 0, else the present one.
 
 # %% [markdown]
 # ### Exercise 09.6 · `beam_search`
@@ -369,21 +377,26 @@ check(reorder_cache)
 #
 # For each step, numbered from 1 (that is also the number of new tokens):
 #
-# 1. log-probabilities of all beams; at first K copies of the prompt, the first with score 0,
-#    the others with -inf (or all beams would be the same);
+# 1. The log-probabilities of all beams. At first these are K copies of the prompt, the first
+#    with score 0, the others with -inf, or all beams would stay the same.
 # 2. `beam_step` with K · max(2, 1 + number of EOS ids) candidates: K are left even if the
-#    best all end;
-# 3. a candidate is *done* if its token is an EOS, or at the last step. Of the first K
+#    best all end. A candidate is the ids of its beam and its token; its score has that token
+#    in it, an EOS too.
+# 3. A candidate is *done* if its token is an EOS, or at the last step. Of the first K
 #    candidates (only these) the done ones join the finished texts of their prompt, with
-#    their normalised score; of these the best K are kept;
-# 4. the first K that are not done are the new beams; ids, mask and cache follow;
-# 5. a prompt whose search is over (see above) takes no more finished texts. All over: stop.
+#    their normalised score. The best K finished texts are kept.
+# 4. The first K candidates that are not done are the new beams; ids, mask and cache follow.
+# 5. Is the search of a prompt over (see above)? It needs K finished texts for that. A prompt
+#    whose search is over takes no more finished texts while the others go on. All over: stop.
 #
-# The result is the best finished text of each prompt, padded on the right.
+# The result is the best finished text of each prompt, padded on the right to the longest.
 #
-# By hand: K = 2, EOS 9, first step with the candidates 5 (-0.5), 9 (-1.0), 7 (-1.5), 8 (-3).
-# The text "9" is finished with -1.0 / 1; the beams are 5 and 7. Had 9 been third, it would
-# have been dropped.
+# By hand: K = 2, EOS 9, `length_penalty=1`. First step: the candidates 5 (-0.5), 9 (-1.0),
+# 7 (-1.5), 8 (-3). The text 9 is finished with -1.0 / 1; the beams are 5 and 7. Had 9 been
+# third, it would have been dropped. Second step: 5 9 (-0.9), 5 4 (-1.4), 7 9 (-2), 7 4 (-3).
+# Now 5 9 is finished, with -0.9 / 2 = -0.45, and that makes two. With `early_stopping=True`
+# the search ends, with 5 9. With `False` it goes on: the best running beam, 5 4, has
+# -1.4 / 2 = -0.7, and the worst finished text -1.0.
 #
 # <details><summary>Hint 1</summary>Begin with <code>decode_cached</code> of lesson 07: the
 # call of the model is the same, with K rows for each prompt
@@ -395,8 +408,8 @@ check(reorder_cache)
 # token there. Row of beam j of prompt i in the flat batch: <code>i * K + j</code>.</details>
 # <details><summary>Hint 4</summary>A prompt's search is over only if it has K finished texts;
 # then if early_stopping is True, or if <code>length_normalise(best running score, horizon,
-# length_penalty)</code> is not above the worst of the K. The horizon is the number of new
-# tokens so far, or <code>max_new_tokens</code>.</details>
+# length_penalty)</code> is not above the worst of the K. The horizon is the length at which
+# the beam is scored: the new tokens so far, or <code>max_new_tokens</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -415,7 +428,7 @@ def beam_search(
 
     ids, mask: (batch, seq) int64, padded on the left, left unchanged.
     early_stopping: True, False or "never". Returns ids (batch, seq + new) with pad_id
-    behind the end, and scores (batch,) float32.
+    behind the end, new being that of the longest, and scores (batch,) float32.
     """
     ### BEGIN SOLUTION
     # 1. K copies of each prompt, of which at first only one may be continued
@@ -510,26 +523,33 @@ for row in mine:
 # %% [markdown]
 # ## 6. A bug hunt
 #
-# Here is a beam search for one prompt, as one finds it in blog posts. It runs, and it
-# returns text. Four of the ten lettered lines are wrong.
+# Here is a beam search for one prompt, made of mistakes that are common in blog posts. Four of
+# the ten lettered lines are wrong. It runs all the same, and it returns text.
 
 
 # %%
 def from_a_blog(model, ids, k, n, eos_ids):
     ids = ids.repeat(k, 1)
-    scores, finished = torch.zeros(1, k), []  # A
+    scores, finished = torch.zeros(1, k, device=ids.device), []  # A
     for length in range(1, n + 1):
         logits = model(ids).logits[:, -1].detach()  # B
         logprobs = logits.softmax(-1)[None]  # C
         scores, beam, token = beam_step(scores, logprobs, 2 * k)  # D
         ids = torch.cat([ids.repeat(2, 1), token[0, :, None]], -1)  # E
-        ends = torch.isin(token[0], torch.tensor(eos_ids))  # F
+        ends = torch.isin(token[0], torch.tensor(eos_ids, device=ids.device))  # F
         for i in ends[:k].nonzero()[:, 0]:  # G
             finished.append((scores[0, i].item() / length, ids[i]))  # H
         keep = (~ends).nonzero()[:k, 0]
         ids, scores = ids[keep], scores[:, keep]  # I
     finished += [(s.item(), row) for s, row in zip(scores[0], ids, strict=True)]  # J
     return max(finished, key=lambda found: found[0])[1]
+
+
+# %%
+ids = tokenizer(questions[0], return_tensors="pt").input_ids.to(model.device)
+print("the blog's", repr(tokenizer.decode(from_a_blog(model, ids, 3, 10, eos))))
+right, _ = beam_search(model, ids, torch.ones_like(ids), 3, 10, 1.0, "never", eos, 0)
+print("yours     ", repr(tokenizer.decode(right[0])))
 
 
 # %% [markdown]
@@ -564,9 +584,10 @@ check(find_bugs)
 # ## 7. More search, better text?
 #
 # Now that it is right: does it pay? Wider and wider beams, without any length normalisation,
-# so that the score is the log-probability of the answer.
+# so that the score is the log-probability of the answer. The cell takes about 40 seconds.
 #
-# **Predict:** what happens to the log-probability, and what to the length?
+# **Predict:** what happens to the log-probability, and what to the length? Do the answers get
+# better?
 
 
 # %%
@@ -578,52 +599,70 @@ def asked(question):
     return made.input_ids.to(model.device)
 
 
-WIDTHS = (1, 2, 4, 8)
-results = {}
-for question in ("Why is the sky blue?", "Give me a name for my cat."):
+def search(question, width):
+    """The answer, its log-probability and its number of tokens, 64 at most."""
     ids = asked(question)
+    out, score = beam_search(
+        model, ids, torch.ones_like(ids), width, 64, 0.0, "never", eos, eos[0]
+    )
+    new = out[0, ids.shape[1] :]
+    return tokenizer.decode(new, skip_special_tokens=True), score.item(), len(new)
+
+
+# %%
+WIDTHS = (1, 2, 4, 8)
+QUESTIONS = ("What is the largest planet?", "Suggest a title for a story about a dog.")
+results = {}
+for question in QUESTIONS:
+    print(question)
     for width in WIDTHS:
-        out, score = beam_search(
-            model, ids, torch.ones_like(ids), width, 48, 0.0, "never", eos, eos[0]
-        )
-        new = out[0, ids.shape[1] :]
-        results[question, width] = (score.item(), len(new))
-        print(f"{width} beams {score.item():6.1f} {tokenizer.decode(new)[:60]!r}")
+        text, *results[question, width] = search(question, width)
+        score, length = results[question, width]
+        said = f"{width} beams, {score:.1f}, {length} tokens: {text}"
+        print(textwrap.fill(said, 88, initial_indent="  ", subsequent_indent="    "))
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6))
 names = ("log-probability", "new tokens")
 for n, (ax, name) in enumerate(zip(axes, names, strict=True)):
-    for question in dict.fromkeys(question for question, _ in results):
+    for question in QUESTIONS:
         values = [results[question, width][n] for width in WIDTHS]
         ax.plot(WIDTHS, values, "o-", label=question)
     ax.set(xlabel="beams", ylabel=name, xscale="log")
     ax.set_xticks(WIDTHS, WIDTHS)
     ax.minorticks_off()
-axes[1].set(ylim=(0, 52))
-axes[1].legend(loc="lower left")
+axes[0].legend(loc="lower right", fontsize=7)
+axes[1].set(ylim=(0, 68))
 plt.show()
 
 # %% [markdown]
-# Wider beams find likelier answers on the whole, not in each step: for the sky, two beams
-# find a less likely answer than greedy does; for the cat, four lose to two. That is your
-# counterexample, in the wild. The length says little here: nearly all answers run into the
-# limit of 48 tokens.
+# Four beams find a title that is far *less* likely than the greedy one: your counterexample,
+# in the wild. Otherwise wider beams find likelier answers, and likelier is shorter: each panel
+# is the other one upside down.
+#
+# Does it pay? The likeliest planet is a short and tidy answer, and as wrong as the long ones
+# (it is Jupiter). The likeliest title says nothing.
 #
 # Where does the search for likelier answers end? The shortest answer of all is none: the end
-# at once.
+# at once. A third question has longer answers.
 
 # %%
-for question in ("Why is the sky blue?", "Give me a name for my cat."):
+cat = "Give me a name for my cat."
+text, *results[cat, 2] = search(cat, 2)
+print(textwrap.fill(text, 88))
+for question in (*QUESTIONS, cat):
     with torch.no_grad():
         logprobs = model(asked(question)).logits[0, -1].float().log_softmax(-1)
-    best = max(results[question, width][0] for width in WIDTHS)
-    print(f"{question:28} empty answer {logprobs[eos[0]]:.1f}, best found {best:.1f}")
+    empty = logprobs[eos[0]]
+    rank = (logprobs > empty).sum().item() + 1
+    best = max(found[0] for (about, _), found in results.items() if about == question)
+    print(f"{question:40} best {best:.1f}, empty {empty:.1f}, EOS at place {rank:,}")
 
 # %% [markdown]
-# The *empty* answer is likelier than anything that eight beams have found: it pays once,
-# where 48 tokens pay 48 times. No beam search has found it, since after the first step it
-# was not among the best.
+# For the cat the *empty* answer is likelier than the one that was found: it pays once, where
+# 41 tokens pay 41 times. The search has missed it, since at the first step thousands of tokens
+# stand before the EOS. Where a good answer is short, as above, something likelier than nothing
+# can be found.
 #
 # Stahlberg and Byrne (2019) searched *exactly* in a translation model, and for more than half
 # of the sentences the likeliest translation was the empty one. That beam search gives good
@@ -632,7 +671,7 @@ for question in ("Why is the sky blue?", "Give me a name for my cat."):
 #
 # ## 8. Different beams
 #
-# Four beams are four texts. **Predict:** where do they differ?
+# Four beams are four texts. **Predict:** in which of 16 new tokens do they differ?
 
 # %%
 ids = tokenizer("The cat sat on the", return_tensors="pt").input_ids.to(model.device)
@@ -650,15 +689,17 @@ for row, score in zip(out, scores.tolist(), strict=True):
 #
 # difficulty ★★★ · importance ★☆☆ · 30 min · our answer: 24 lines
 #
-# One prompt, no EOS, no cache needed. `num_beams / num_groups` beams in each group. At each
-# step, group after group: from the log-probabilities of each token subtract `diversity` times
-# the number of beams of earlier groups that have chosen this token at this step; then
-# `beam_step` within the group. The penalty decides the choice, but the scores that are
-# carried on are without it.
+# One prompt, no EOS, no cache needed. `num_beams / num_groups` beams in each group; a
+# `ValueError` if that does not come out even, or if there is no group. At each step, group
+# after group: from the log-probabilities of each token subtract `diversity` times the number
+# of beams of earlier groups that have chosen this token at this step; then `beam_step` within
+# the group. The penalty decides the choice and the order; the scores that are carried on and
+# returned are without it.
 #
 # By hand: two groups of one beam, and the probabilities 0.5, 0.4, 0.1 for the tokens 0, 1, 2;
 # the logarithms are -0.69, -0.92, -2.30. The first group takes 0. With `diversity=0.5` the
-# second sees -1.19, -0.92, -2.30 and takes 1, with the score -0.92.
+# second sees -1.19, -0.92, -2.30 and takes 1, with the score -0.92. With `diversity=0.2` it
+# sees -0.89, -0.92, -2.30 and takes 0 as well, with the score -0.69.
 #
 # <details><summary>Hint 1</summary>One list of (ids, scores) for each group, one beam with
 # score 0 at first.</details>
@@ -678,11 +719,11 @@ def diverse_beam_search(
     diversity: float,
     max_new_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All beams of a diverse beam search, group by group, in a group the best first.
+    """All beams of a diverse beam search, group by group, each in beam_step's order.
 
     ids: (1, seq) int64. Returns ids (num_beams, seq + max_new_tokens) and scores
-    (num_beams,), sums of log-probabilities. Raises ValueError if the groups do not
-    divide the beams. Vijayakumar et al., 2018, with Hamming diversity.
+    (num_beams,), sums of log-probabilities. Raises ValueError if num_groups is below
+    1 or does not divide num_beams. Vijayakumar et al., 2018, with Hamming diversity.
     """
     ### BEGIN SOLUTION
     if num_groups < 1 or num_beams % num_groups:
@@ -712,6 +753,9 @@ def diverse_beam_search(
 # %% tags=["check"]
 check(diverse_beam_search)
 
+# %% [markdown]
+# **Predict:** four groups of one beam. What do they say without a penalty, what with one?
+
 # %%
 for diversity in (0.0, 2.0):
     out, scores = diverse_beam_search(model, ids, 4, 4, diversity, 8)
@@ -721,7 +765,8 @@ for diversity in (0.0, 2.0):
 
 # %% [markdown]
 # Without a penalty four groups of one beam are four times greedy. With it they say different
-# things, each less likely than the first.
+# things, each less likely than the first. (When `transformers` still had this search, in
+# version 4, it carried the penalised scores on, unlike the paper; so its scores differ.)
 #
 # ## Questions
 #
@@ -733,8 +778,8 @@ for diversity in (0.0, 2.0):
 # <details><summary>Answers</summary>
 #
 # 1. Greedy. With all texts it is exact search.
-# 2. A K-wide search holds K texts; one that finishes from place K + 1 would be a text that
-#    the search had no room for while it was running.
+# 2. Running texts are kept only down to place K. If ends were kept from further below, a bad
+#    text would be finished only because it ended early, and K of such would stop the search.
 # 3. The search ends with the first K finished texts, which are short, though the score
 #    favours long ones.
 #
@@ -751,7 +796,9 @@ for diversity in (0.0, 2.0):
 #
 # vLLM divides by the length *with* the prompt, `transformers` by the new tokens: the same
 # `length_penalty` ranks differently. SGLang has had beam search since July 2026 (a question
-# mark: we could not look it up); llama.cpp removed its own in 2024, as likely not used at all.
+# mark: we could not look it up). llama.cpp
+# [removed its own](https://github.com/ggml-org/llama.cpp/pull/7736) in 2024, supposing that
+# nobody used it.
 #
 # ## To read
 #

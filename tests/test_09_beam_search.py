@@ -149,15 +149,18 @@ def test_exact_search_needs_no_gradient_and_leaves_the_prompt_alone(exact_search
 
 def test_sums_worked_by_hand(beam_step):
     scores = torch.tensor([[-1.0, -2.0]])
-    logprobs = torch.tensor([[[-3.0, -1.0], [-0.5, -2.0]]])
-    call = "beam_step([[-1, -2]], [[[-3, -1], [-0.5, -2]]], 2)"
+    logprobs = torch.tensor([[[-3.0, -1.0, -5.0], [-0.5, -2.2, -4.0]]])
+    call = "beam_step([[-1, -2]], [[[-3, -1, -5], [-0.5, -2.2, -4]]], 2)"
     got = beam_step(scores, logprobs, 2)
     expect.returned(got, tuple, call)
     assert len(got) == 3, f"{call} should return scores, beam and token"
     hint = "-1 - 1 = -2 and -2 - 0.5 = -2.5 are the largest."
     expect.same(got[0], [[-2.0, -2.5]], f"the scores of {call}", hint, 1e-6)
-    expect.same(got[1], [[0, 1]], f"the beams of {call}", "place // vocab")
-    expect.same(got[2], [[1, 0]], f"the tokens of {call}", "place % vocab")
+    flat = "A flat place is beam * vocab + token"
+    hint = f"{flat}: the beam is place // vocab."
+    expect.same(got[1], [[0, 1]], f"the beams of {call}", hint)
+    hint = f"{flat}: the token is place % vocab."
+    expect.same(got[2], [[1, 0]], f"the tokens of {call}", hint)
 
 
 def test_steps_agree_with_a_loop(beam_step):
@@ -319,7 +322,10 @@ def test_the_old_cache_stays_as_it_is(reorder_cache):
     before = [layer.keys.clone() for layer in cache.layers]
     new = reorder_cache(cache, torch.tensor([2, 2, 0]))
     for layer, keys in zip(cache.layers, before, strict=True):
-        assert layer.keys.equal(keys), "reorder_cache changed the old cache: copy first"
+        assert layer.keys.equal(keys), (
+            "reorder_cache changed the old cache: make a deep copy first (copy.copy "
+            "shares the layers)"
+        )
     new.layers[0].keys.zero_()
     new.layers[0].values.zero_()
     assert cache.layers[0].keys.equal(before[0]), "the new cache shares the old one"
@@ -352,6 +358,92 @@ def prompts(seed, batch=2, length=4, vocab=30):
     for row in range(1, batch):
         ids[row, :row], mask[row, :row] = PAD, 0
     return ids, mask
+
+
+class Remembers(Markov):
+    """A Markov model with a real cache: it notes each text that it is asked about."""
+
+    def __init__(self, table):
+        super().__init__(table)
+        self.texts = []
+
+    def __call__(self, input_ids, past_key_values=None, **options):
+        cache = past_key_values or DynamicCache()
+        fed = input_ids[:, None, :, None].float()  # (rows, heads, seq, head_dim)
+        texts, _ = cache.update(fed, fed.clone(), 0)
+        self.texts += texts[:, 0, :, 0].long().tolist()
+        return super().__call__(input_ids, past_key_values=cache, **options)
+
+
+# Greedy takes 1, and then nothing is likely; both best texts begin with 2.
+AFTER_0 = [0.0, 0.55, 0.45, 0.0]
+TWO_WAYS = [AFTER_0, [0.25] * 4, [0.04, 0.5, 0.0, 0.46], AFTER_0]
+
+
+def test_the_first_step_gives_different_beams(beam_search):
+    ids = torch.tensor([[0]])
+    call = "beam_search with K = 2: P(1) = 0.55, P(2) = 0.45; after 2 the 1 has 0.5"
+    got, score = a_pair(
+        beam_search(
+            Markov(TWO_WAYS), ids, torch.ones_like(ids), 2, 2, 0.0, True, [], PAD
+        ),
+        call,
+    )
+    hint = "The result is the best finished text."
+    if isinstance(got, torch.Tensor) and got.tolist()[0][1:2] == [1]:
+        hint = "At first only one copy has the score 0, the others -inf: or all stay"
+        hint += " equal, and the search is greedy."
+    expect.same(got, [[0, 2, 1]], call, hint)
+    hint = "A sum of log-probabilities (log_softmax): ln 0.45 + ln 0.5."
+    same_score(score, math.log(0.45 * 0.5), call, hint)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_the_score_counts_new_tokens_and_normalised_logits(beam_search, shift):
+    model, ids = Markov(TWO_WAYS), torch.tensor([[1, 3, 0]])
+    model.table = model.table * math.exp(shift)  # so that logits are no logarithms
+    call = "beam_search of a prompt of 3 tokens, 2 new ones, length_penalty 1"
+    got, score = a_pair(
+        beam_search(model, ids, torch.ones_like(ids), 2, 2, 1.0, True, [], PAD), call
+    )
+    hint = "ln 0.45 + ln 0.5, divided by the 2 new tokens."
+    hint += " log_softmax makes log-probabilities of the model's logits."
+    same_score(score, math.log(0.45 * 0.5) / 2, call, hint)
+    expect.same(got, [[1, 3, 0, 2, 1]], call)
+
+
+def test_the_cache_follows_the_beams_of_each_prompt(beam_search):
+    model, ids = Remembers(TWO_WAYS), torch.tensor([[0], [3]])
+    beam_search(model, ids, torch.ones_like(ids), 2, 3, 0.0, True, [], PAD)
+    seen = sorted(text for text in model.texts if len(text) == 3)
+    hint = (
+        "Both beams of a prompt go on from its 2: ids, mask and cache follow the beams "
+        "that are continued. Row of beam j of prompt i: i * K + j."
+    )
+    said = "the texts (cache and token) that the model sees at the third step"
+    expect.value(seen, [[0, 2, 1], [0, 2, 3], [3, 2, 1], [3, 2, 3]], said, hint)
+
+
+def test_a_search_that_is_over_takes_no_more_texts(beam_search):
+    # After 0 two ends (2, 3) come at once; 1 and an end would be better. 5 goes on.
+    even = [1 / 6] * 6
+    last = [0.02, 0.02, 0.9, 0.02, 0.02, 0.02]
+    model = Markov(
+        [[0.1, 0.2, 0.3, 0.25, 0.1, 0.05], last, even, even, last]
+        + [[0.2, 0.05, 0.0, 0.0, 0.7, 0.05]]
+    )
+    ids = torch.tensor([[0], [5]])
+    call = "beam_search of two prompts, early_stopping=True, length_penalty 2"
+    got, scores = a_pair(
+        beam_search(model, ids, torch.ones_like(ids), 2, 3, 2.0, True, [2, 3], PAD),
+        call,
+    )
+    hint = (
+        "The first prompt has two finished texts after the first step: its search is "
+        "over, and nothing is added while the other prompt goes on."
+    )
+    same_score(scores[0], math.log(0.3), f"prompt 0, {call}", hint)
+    expect.same(got[0, :2], [0, 2], f"prompt 0, {call}", hint)
 
 
 FIRST = [0.0, 0.0, 0.2, 0.3, 0.5]
@@ -548,7 +640,7 @@ def search(model, ids, k, n, eos_ids):
         logprobs = {C}[None]
         scores, beam, token = beam_step(scores, logprobs, 2 * k)
         ids = torch.cat([{E}, token[0, :, None]], -1)
-        ends = torch.isin(token[0], torch.tensor(eos_ids))
+        ends = torch.isin(token[0], torch.tensor(eos_ids, device=ids.device))
         for i in ends[:k].nonzero()[:, 0]:
             finished.append((scores[0, i].item() / length, ids[i]))
         keep = (~ends).nonzero()[:k, 0]
@@ -557,7 +649,7 @@ def search(model, ids, k, n, eos_ids):
     return max(finished, key=lambda found: found[0])[1]
 """
 AS_FOUND = {
-    "A": "torch.zeros(1, k)",
+    "A": "torch.zeros(1, k, device=ids.device)",
     "C": "logits.softmax(-1)",
     "E": "ids.repeat(2, 1)",
     "J": "s.item()",
@@ -609,9 +701,22 @@ def test_groups_worked_by_hand(diverse_beam_search):
 def test_a_small_penalty_changes_nothing(diverse_beam_search):
     model, ids = Markov([[0.5, 0.4, 0.1]] * 3), torch.tensor([[2]])
     call = "diverse_beam_search of 0.5, 0.4, 0.1 with diversity 0.2"
-    got, _ = a_pair(diverse_beam_search(model, ids, 2, 2, 0.2, 2), call)
+    got, scores = a_pair(diverse_beam_search(model, ids, 2, 2, 0.2, 2), call)
     hint = "-0.69 - 0.2 is still the largest."
     expect.same(got, [[2, 0, 0], [2, 0, 0]], call, hint)
+    hint = "The penalty decides the choice; it is not carried on."
+    said = f"the scores of {call}"
+    expect.same(scores, [2 * math.log(0.5)] * 2, said, hint, 1e-4)
+
+
+def test_in_a_group_the_order_is_that_of_the_choice(diverse_beam_search):
+    model, ids = Markov([[0.5, 0.3, 0.2]] * 3), torch.tensor([[2]])
+    call = "diverse_beam_search of 0.5, 0.3, 0.2, two groups of two, diversity 1"
+    got, scores = a_pair(diverse_beam_search(model, ids, 4, 2, 1.0, 1), call)
+    hint = "The second group sees -1.69, -2.20, -1.61: first 2, then 0."
+    expect.same(got, [[2, 0], [2, 1], [2, 2], [2, 0]], call, hint)
+    wanted = [math.log(p) for p in (0.5, 0.3, 0.2, 0.5)]
+    expect.same(scores, wanted, f"the scores of {call}", hint, 1e-4)
 
 
 def test_each_earlier_beam_counts(diverse_beam_search):

@@ -1115,12 +1115,15 @@ def test_the_command_serves_until_ctrl_c(tmp_path, model, tokenizer):
     model.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
     command = [sys.executable, "-m", "tiny_models.server", "--port", "0"]
+    # A suite in the background ignores Ctrl-C, and its children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command, "--model", str(tmp_path / "small")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         line = process.stdout.readline()
         base_url = next(word for word in line.split() if word.startswith("http"))

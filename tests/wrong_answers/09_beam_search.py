@@ -126,14 +126,14 @@ def scores_left_out(scores, logprobs, k):
     return best, places // logprobs.shape[-1], places % logprobs.shape[-1]
 
 
-@wrong("beam_step", SUMS, "place // vocab")
+@wrong("beam_step", SUMS, "the beam is place // vocab")
 def beam_and_token_changed_places(scores, logprobs, k):
     """// and % the other way round."""
     best, beam, token = step_of(scores, logprobs, k)
     return best, token, beam
 
 
-@wrong("beam_step", LOOP, "the beams of prompt")
+@wrong("beam_step", SUMS, "the token is place % vocab")
 def divided_by_beams(scores, logprobs, k):
     """By the number of beams, not of tokens."""
     beams = logprobs.shape[1]
@@ -298,14 +298,14 @@ def not_reordered(cache, beam):
     return reorder_of(cache, torch.arange(len(beam)) % 3)
 
 
-@wrong("reorder_cache", OLD, "copy first")
+@wrong("reorder_cache", OLD, "make a deep copy first")
 def in_place(cache, beam):
     """The old cache is the new one."""
     cache.reorder_cache(beam)
     return cache
 
 
-@wrong("reorder_cache", OLD, "copy first")
+@wrong("reorder_cache", OLD, "copy.copy shares the layers")
 def copy_of_the_outside(cache, beam):
     """copy.copy shares the layers."""
     new = copy.copy(cache)
@@ -382,7 +382,10 @@ def searched(
                 **options,
             )
         logprobs = output.logits[:, -1].float()
-        logprobs = logprobs if mistake == "logits" else logprobs.log_softmax(-1)
+        if mistake == "probabilities":
+            logprobs = logprobs.softmax(-1)
+        elif mistake != "logits":
+            logprobs = logprobs.log_softmax(-1)
         logprobs = logprobs.unflatten(0, (batch, k))
         wanted = k if mistake == "k candidates" else k * max(2, 1 + len(eos_ids))
         scores, beam, token = step_of(scores, logprobs, wanted)
@@ -392,7 +395,7 @@ def searched(
         counted += (ids.shape[1] - 1) * (mistake == "with the prompt")
         for i in range(batch):
             for j in range(allowed):
-                if done[i, j] and not over[i]:
+                if done[i, j] and (mistake == "never over" or not over[i]):
                     text = torch.cat(
                         [rows[first[i, 0] + beam[i, j]], token[i, j, None]]
                     )
@@ -407,7 +410,9 @@ def searched(
         rows = torch.cat([rows[chosen], fed], dim=-1)
         mask = torch.cat([mask[chosen], torch.ones_like(fed)], dim=-1)
         cache = output.past_key_values
-        if mistake != "cache stays":
+        if mistake == "rows of the first prompt":
+            cache = reorder_of(cache, chosen % k)
+        elif mistake != "cache stays":
             cache = reorder_of(cache, chosen)
         far = early_stopping == "never" and length_penalty > 0
         if mistake == "never is False":
@@ -443,21 +448,37 @@ def with_a_mistake(name, test, says):
     return wrong("beam_search", test, says)(search)
 
 
+DIFFERENT = "test_the_first_step_gives_different_beams"
+COUNTS = "test_the_score_counts_new_tokens_and_normalised_logits"
+CACHE = "test_the_cache_follows_the_beams_of_each_prompt"
 DROPPED = "test_an_end_at_place_three_is_dropped"
 EQUAL = "test_beams_equal_generate"
 FED = "test_one_token_a_step_with_mask_and_positions"
 STOPS = "test_the_search_stops_when_nothing_can_win"
 
-equal_copies = with_a_mistake("equal copies", EQUAL, "num_beams")
+equal_copies = with_a_mistake(
+    "equal copies", DIFFERENT, "only one copy has the score 0"
+)
 all_may_end = with_a_mistake("all may end", DROPPED, "this one had no place")
-logits_are_added = with_a_mistake("logits", EQUAL, "num_beams")
-one_longer = with_a_mistake("one longer", EQUAL, "num_beams")
-with_the_prompt = with_a_mistake("with the prompt", EQUAL, "num_beams")
-cache_stays = with_a_mistake("cache stays", EQUAL, "num_beams")
+logits_are_added = with_a_mistake("logits", COUNTS, "log_softmax")
+probabilities_are_added = with_a_mistake("probabilities", DIFFERENT, "log_softmax")
+one_longer = with_a_mistake("one longer", COUNTS, "divided by the 2 new tokens")
+with_the_prompt = with_a_mistake(
+    "with the prompt", COUNTS, "divided by the 2 new tokens"
+)
+cache_stays = with_a_mistake("cache stays", CACHE, "and cache follow the beams")
+rows_of_the_first_prompt = with_a_mistake(
+    "rows of the first prompt", CACHE, "i * K + j"
+)
+never_over = with_a_mistake(
+    "never over",
+    "test_a_search_that_is_over_takes_no_more_texts",
+    "nothing is added while the other prompt goes on",
+)
 never_is_false = with_a_mistake("never is False", EQUAL, "early_stopping='never'")
 any_truth = with_a_mistake("any truth", EQUAL, "early_stopping='never'")
 first_k = with_a_mistake("the first k", EQUAL, "early_stopping=False")
-worst_text = with_a_mistake("the worst", EQUAL, "num_beams")
+worst_text = with_a_mistake("the worst", DIFFERENT, "the best finished text")
 k_candidates = with_a_mistake(
     "k candidates", "test_two_beams_are_left_when_the_best_all_end", "then K can go on"
 )
@@ -554,6 +575,9 @@ def grouped(
             best, beam, token = step_of(scores[None], seen[None], size)
             best, beam, token = best[0], beam[0], token[0]
             pure = scores[beam] + logprobs[beam, token]
+            if mistake == "sorted anew":
+                pure, places = pure.sort(descending=True)
+                beam, token = beam[places], token[places]
             groups[g] = (
                 torch.cat([texts[beam], token[:, None]], dim=-1),
                 best if mistake == "penalty stays" else pure,
@@ -582,8 +606,15 @@ def diverse_with(name, test, says, **options):
     return wrong("diverse_beam_search", test, says)(search)
 
 
-penalty_stays = diverse_with("penalty stays", SLOW, "diverse_beam_search with")
+penalty_stays = diverse_with(
+    "penalty stays", "test_a_small_penalty_changes_nothing", "it is not carried on"
+)
 rewards_the_same = diverse_with("rewards", GROUPS, "takes token 1")
+sorted_anew = diverse_with(
+    "sorted anew",
+    "test_in_a_group_the_order_is_that_of_the_choice",
+    "first 2, then 0",
+)
 never_forgets = diverse_with("never forgets", SLOW, "diverse_beam_search with")
 there_or_not = diverse_with(
     "there or not", "test_each_earlier_beam_counts", "the penalty is 0.6"
