@@ -637,8 +637,8 @@ plt.show()
 
 # %% [markdown]
 # Four beams find a title that is far *less* likely than the greedy one: your counterexample,
-# in the wild. Otherwise wider beams find likelier answers, and likelier is shorter: each panel
-# is the other one upside down.
+# in the wild. Otherwise a wider beam finds an answer at least as likely. And likelier is
+# shorter: each panel is nearly the other one upside down.
 #
 # Does it pay? The likeliest planet is a short and tidy answer, and as wrong as the long ones
 # (it is Jupiter). The likeliest title says nothing.
