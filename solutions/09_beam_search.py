@@ -790,13 +790,12 @@ for diversity in (0.0, 2.0):
 # | | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
 # |---|---|---|---|---|---|
 # | beam search | none | `num_beams` | `use_beam_search`, `n` | `beam_width` | none |
-# | length | – | `length_penalty` | `length_penalty` | ? | – |
-# | when to stop | – | `early_stopping` | – | ? | – |
-# | diverse | – | moved to the hub in version 5 | none | ? | – |
+# | length | – | `length_penalty` | `length_penalty` | the mean, always | – |
+# | when to stop | – | `early_stopping` | at the limit | at the limit | – |
+# | diverse | – | moved to the hub in version 5 | none | none | – |
 #
-# vLLM divides by the length *with* the prompt, `transformers` by the new tokens: the same
-# `length_penalty` ranks differently. SGLang has had beam search since July 2026 (a question
-# mark: we could not look it up). llama.cpp
+# vLLM divides by the length *with* the prompt, `transformers` and SGLang by the new tokens: the
+# same `length_penalty` ranks differently. SGLang has had beam search since July 2026. llama.cpp
 # [removed its own](https://github.com/ggml-org/llama.cpp/pull/7736) in 2024, supposing that
 # nobody used it.
 #
