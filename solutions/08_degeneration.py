@@ -57,7 +57,7 @@ PROMPT, NEW = 24, 64
 rows = [tokenizer(text).input_ids[: PROMPT + NEW] for text in human_texts()]
 human = torch.tensor(rows, device=model.device)  # (8, PROMPT + NEW)
 prompts = human[:, :PROMPT]
-print(human.shape, repr(tokenizer.decode(prompts[5])))
+print(human.shape, repr(tokenizer.decode(prompts[1])))
 
 # %% [markdown]
 # All decoders of this lesson go on from these prompts, for 64 tokens. Several *rules* (yours,
@@ -101,7 +101,7 @@ def plain(ids, logits):
 
 
 texts = {"human": human} | written({"greedy": plain}, do_sample=False)
-for row in (5, 3):
+for row in (1, 3):
     print(repr(tokenizer.decode(texts["greedy"][row])), "\n")
 
 # %% [markdown]
@@ -262,7 +262,7 @@ p = logprobs.gather(-1, ids[:, 1:, None])[0, :, 0].exp().cpu()
 p = torch.cat([torch.ones(1), p]).view(COPIES, -1)  # (copy, token of the sentence)
 fig, ax = plt.subplots(figsize=(5, 2.6))
 ax.plot(range(1, COPIES + 1), p[:, 1:].mean(-1), "o-")  # without first words
-ax.set(xlabel="copy of the sentence", ylabel="mean probability", ylim=(0, 1))
+ax.set(xlabel="copy of the sentence", ylabel="mean probability", ylim=(0, 1.05))
 ax.set_xticks(range(2, COPIES + 1, 2))
 plt.show()
 
@@ -525,7 +525,7 @@ for name in ("human", "greedy", *penalties):
 
 # %%
 for name in ("repetition 1.2", "DRY 0.8"):
-    print(f"{name}: {tokenizer.decode(texts[name][5, PROMPT:])!r}\n")
+    print(f"{name}: {tokenizer.decode(texts[name][1, PROMPT:])!r}\n")
 
 # %% [markdown]
 # ## 4. Every decoder of the course on one plane
@@ -560,8 +560,9 @@ for number, name in enumerate(texts, 1):
     ax.plot(x_range, [y, y], color=colour, alpha=0.25)
     ax.plot([x, x], y_range, color=colour, alpha=0.25)
     ax.plot(x, y, "o", color=colour, label=f"{number}  {name}")
-    ax.annotate(number, (x, y), xytext=(4, 4), textcoords="offset points")
-ax.set(xscale="log", xlabel="perplexity", ylabel="rep-4")
+    place = (4, 4 if number % 2 else -12)  # or the numbers of neighbours would overlap
+    ax.annotate(number, (x, y), xytext=place, textcoords="offset points")
+ax.set(xscale="log", xlabel="perplexity", ylabel="rep-4", ylim=(-0.03, None))
 ax.set_xticks([2, 4, 8, 16, 32], [2, 4, 8, 16, 32])
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
