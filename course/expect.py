@@ -14,6 +14,8 @@ SHORT = 24  # numbers: what one can compare at a glance
 def show(value, limit: int = 12) -> str:
     """A value as a learner would write it: [1, 3, -inf], tensors as nested lists."""
     if isinstance(value, torch.Tensor):
+        if value.dim() > 1 and value.numel() > SHORT:
+            return f"a tensor of shape {tuple(value.shape)}"
         return show(value.tolist(), limit)
     if isinstance(value, float):
         return f"{value:.6g}"
@@ -77,6 +79,11 @@ def same(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
 def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
     """A plain value (str, int, list, float) equals the expected one."""
     returned(got, object, call)
+    if isinstance(expected, float) and isinstance(got, torch.Tensor):
+        raise AssertionError(
+            f"{call} should return a float, not a Tensor: .item() makes one of "
+            f"{show(got)}"
+        )
     if isinstance(expected, float) and isinstance(got, (int, float)):
         ok = abs(got - expected) <= tolerance
     else:

@@ -599,9 +599,22 @@ for name, (options, filters) in cases.items():
     print(f"{name:15} same tokens as generate: {torch.equal(mine, theirs)}")
 
 # %% [markdown]
-# llama.cpp has another order: its default chain begins with the filters, and the temperature
-# comes *last*. **Predict** for top-k, top-p, min-p and top-nσ: does it matter which comes
-# first, the filter or the temperature?
+# llama.cpp has another order
+# ([its default chain](https://github.com/ggml-org/llama.cpp/blob/master/common/common.h)):
+#
+# | | `transformers` | llama.cpp |
+# |---|---|---|
+# | 1 | penalties (lesson 08) | penalties, DRY (lesson 08) |
+# | 2 | **temperature** | top-nσ |
+# | 3 | top-k | top-k |
+# | 4 | top-p | typical |
+# | 5 | min-p | top-p |
+# | 6 | typical | min-p |
+# | 7 | eta | XTC |
+# | 8 | | **temperature** |
+#
+# **Predict** for top-k, top-p, min-p and top-nσ: does it matter which comes first, the filter
+# or the temperature?
 
 # %% [markdown]
 # ### Exercise 06.9 · `commute`

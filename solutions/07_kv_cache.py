@@ -179,29 +179,28 @@ print("one token later        ", tuple(cache.layers[0].keys.shape))
 # %%
 lengths = [16, 64, 128, 256, 384]
 text = ids_of("It was a dark and stormy night. " * 60)[:, : max(lengths) + 1]
-times = {"the whole text again": [], "one token, cached": []}
+times = {"prefill of the whole text": [], "decode step, cached": []}
 for length in lengths:
     _, cache = cached_step(model, text[:, :length], None)
     for name in times:
         tries = []
         for _ in range(3):  # the fastest: what else runs only makes it slower
             start = time.perf_counter()
-            if name == "one token, cached":
+            if name == "decode step, cached":
                 cached_step(model, text[:, length : length + 1], cache)
             else:
                 cached_step(model, text[:, : length + 1], None)
             tries.append(time.perf_counter() - start)
         times[name].append(min(tries))
 fig, ax = plt.subplots(figsize=(6.5, 2.8))
-colours = {"the whole text again": figures.RED, "one token, cached": figures.BLUE}
-for name, colour in colours.items():
+for name, colour in zip(times, (figures.RED, figures.BLUE), strict=True):
     ax.plot(lengths, times[name], "o-", label=name, color=colour)
-ax.set(xlabel="tokens before", ylabel="seconds a step", ylim=(0, None))
+ax.set(xlabel="tokens before", ylabel="seconds a token", ylim=(0, None))
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# The upper line is a prefill at each step. The lower one hardly rises: the attention of one
+# Without a cache each token takes a prefill: the upper line. The lower one hardly rises: the attention of one
 # query to more keys is a small part of the work. (Reading all weights is the large part:
 # they are read once, for one token or for a few.)
 #

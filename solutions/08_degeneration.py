@@ -13,12 +13,11 @@
 # write every common penalty against repetition.**
 #
 # You write: `perplexity`, `rep_n`, `repetition_penalty`, `frequency_presence`,
-# `no_repeat_ngram`, `dry`, `distinct_n`, `self_bleu` and `mauve_small`. About 150 minutes.
+# `no_repeat_ngram`, `dry`, `distinct_n`, `self_bleu` and `mauve_small`. About 180 minutes.
 # Builds on lessons 04, 06 and 07: filters and the cache come along in the first cell.
 
 # %% tags=["setup"]
 from collections import Counter
-from functools import cache
 
 import torch
 
@@ -61,7 +60,7 @@ print(human.shape, repr(tokenizer.decode(prompts[1])))
 
 # %% [markdown]
 # All decoders of this lesson go on from these prompts, for 64 tokens. Several *rules* (yours,
-# later) share a batch, since a batch of 32 costs little more than one of 8:
+# later) share a batch, since one batch of 32 costs less than four of 8:
 
 
 # %%
@@ -84,7 +83,7 @@ def written(rules, **options):
         max_new_tokens=NEW,
         min_new_tokens=NEW,  # no early end: all texts have the same length
         pad_token_id=0,  # and so nothing is padded
-        logits_processor=LogitsProcessorList([each] if len(rules) > 1 else []),
+        logits_processor=LogitsProcessorList([each]),
         **options,
     )
     return dict(zip(rules, out.chunk(len(rules)), strict=True))
@@ -105,9 +104,9 @@ for row in (1, 3):
     print(repr(tokenizer.decode(texts["greedy"][row])), "\n")
 
 # %% [markdown]
-# It circles. Holtzman et al. (2020) called this *degeneration*: the search for likely text
-# finds text that nobody would write. To say so with numbers we need two: how likely is a
-# text, and how much does it repeat?
+# They circle (half of the eight do, as we shall measure). Holtzman et al. (2020) called this
+# *degeneration*: the search for likely text finds text that nobody would write. To say so with
+# numbers we need two: how likely is a text, and how much does it repeat?
 #
 # *Perplexity* is the exponential of the mean surprisal (lesson 06) of a text's tokens. A
 # perplexity of 20 says: on average the model was as unsure as among 20 equally likely
@@ -119,9 +118,10 @@ for row in (1, 3):
 # difficulty ★★☆ · importance ★★★ · 20 min · our answer: 12 lines
 #
 # Of each row: exp of the mean of -ln p over the tokens that count. A token counts if it
-# stands at place `start` or behind it, is no padding, and has a token before it that is no
-# padding (nothing predicts the first token of a text). One call of the model, without
-# gradients, with `attention_mask` and `position_ids`.
+# stands at place `start` of its row or behind it (padding takes places, too), is no padding,
+# and has a token before it that is no padding (nothing predicts the first token of a text).
+# Each row has such tokens. One call of the model, without gradients, with `attention_mask`
+# and `position_ids`.
 #
 # By hand: a model gives the tokens of a row, from the second on, the probabilities 0.5,
 # 0.25 and 0.5. The mean of -ln p is (0.69 + 1.39 + 0.69) / 3 = 0.92, the perplexity 2.52.
@@ -209,23 +209,22 @@ def interval(values, draws=2000):
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(values), (draws, len(values)), generator=generator)
     means = values[picks].mean(-1)
-    return [
-        values.mean().item(),
-        *means.quantile(torch.tensor([0.025, 0.975])).tolist(),
-    ]
+    return torch.stack([values.mean(), *means.quantile(torch.tensor([0.025, 0.975]))])
 
 
-@cache
-def measured(name):
+measured = {}
+
+
+def measure(name):
     """Of the new tokens, mean and interval: perplexity (geometric), and rep-4."""
     ids = texts[name]
     surprisal = perplexity(model, ids, torch.ones_like(ids), PROMPT).log().cpu()
     repeated = torch.tensor([rep_n(row[PROMPT:], 4) for row in ids.tolist()])
-    return torch.tensor(interval(surprisal)).exp().tolist(), interval(repeated)
+    measured[name] = interval(surprisal).exp().tolist(), interval(repeated).tolist()
 
 
 def report(name):
-    (p, p_low, p_high), (r, r_low, r_high) = measured(name)
+    (p, p_low, p_high), (r, r_low, r_high) = measured[name]
     print(f"{name:16} perplexity {p:5.1f} [{p_low:4.1f}, {p_high:5.1f}]", end="   ")
     print(f"rep-4 {r:4.2f} [{r_low:4.2f}, {r_high:4.2f}]")
 
@@ -237,20 +236,30 @@ def report(name):
 # %%
 texts |= written({"beam 4": plain}, num_beams=4, do_sample=False)
 again = written({"sampling": plain, "sampling again": plain}, do_sample=True, top_k=0)
-texts["sampling"] = again["sampling"]
+texts["sampling"] = again["sampling"]  # section 6 compares the two
 for name in texts:
+    measure(name)
     report(name)
+each = [f"{rep_n(row[PROMPT:], 4):.2f}" for row in texts["greedy"].tolist()]
+print("rep-4 of each greedy text:", *each)
 
 # %% [markdown]
 # That is the finding of Holtzman et al., with a model and texts of our own: what people
-# write is *not* the likeliest text. Search finds text that is ten times less surprising, and
-# repeats itself. Plain sampling is as surprising as a person and seldom repeats, though each
-# token is a risk (lesson 03): a number near the human one does not make a good text.
+# write is *not* the likeliest text. Search finds text with a tenth of its perplexity, which
+# repeats itself. Plain sampling has the perplexity of a person and seldom repeats. Is it
+# good text, then?
+
+# %%
+print(repr(tokenizer.decode(texts["sampling"][1])))
+
+# %% [markdown]
+# Each token is a risk (the tail of lesson 04), and 64 risks do not go well: a number near the
+# human one does not make a good text.
 #
 # ## 2. Why it does not stop
 #
-# A model has learned that what was said twice will be said a third time. We give it one
-# sentence, again and again.
+# A model has learned that what was said again and again will be said once more. We give it
+# one sentence, 20 times.
 
 # %%
 sentence = tokenizer(" The old clock in the hall had stopped.").input_ids
@@ -272,7 +281,7 @@ plt.show()
 # product over its tokens:
 
 # %%
-for copy in (2, 5, 10, 20):
+for copy in (2, 3, 5, 10, 20):
     print(f"after {copy - 1:2} copies: {p[copy - 1].prod():.3f}")
 
 # %% [markdown]
@@ -301,7 +310,8 @@ print("divided", [f"{p:.3f}" for p in (logits / torch.tensor([1, 1.2, 1])).softm
 # difficulty ★★☆ · importance ★★★ · 10 min · our answer: 6 lines
 #
 # For each token that is in its row's `ids`: a positive logit is divided by the penalty, a
-# negative one multiplied. Once, however often the token is there.
+# negative one multiplied. Once, however often the token is there. (`ids` has no padding here;
+# a padding token would be punished, too. So in the next exercises.)
 #
 # By hand: logits 2, -2, 1, ids 0, 1, 0 and a penalty of 2 give 1, -4, 1.
 #
@@ -338,9 +348,9 @@ check(repetition_penalty)
 
 # %% tags=["nbval-check-output"]
 logits, ids = torch.tensor([[3.0, 2.0, 0.0]]), torch.tensor([[0]])
-for shift in (0, 5):
-    p = repetition_penalty(logits + shift, ids, 1.2).softmax(-1)
-    print(f"shift {shift}:", [f"{x:.3f}" for x in p[0].tolist()])
+for penalty, shift in ((1.0, 0), (1.2, 0), (1.2, 5)):
+    p = repetition_penalty(logits + shift, ids, penalty).softmax(-1)
+    print(f"penalty {penalty}, shift {shift}:", [f"{x:.3f}" for x in p[0].tolist()])
 
 # %% [markdown]
 # So "1.2" means something different for each model, and even for each step. OpenAI's two
@@ -359,8 +369,8 @@ for shift in (0, 5):
 # By hand: logits 0, 0, 0, ids 0, 1, 0, frequency 0.5, presence 0.25 give -1.25, -0.75, 0.
 #
 # <details><summary>Hint 1</summary><code>zeros.scatter_add(-1, ids, ones)</code> counts:
-# with zeros of the shape of logits, ones of the shape of ids. (<code>scatter</code> alone
-# would write a 1, however often a token is there.)</details>
+# with zeros of the shape of logits, ones of the shape of ids and the dtype of logits.
+# (<code>scatter</code> alone would write a 1, however often a token is there.)</details>
 
 
 # %% tags=["exercise"]
@@ -395,7 +405,8 @@ check(frequency_presence)
 # Set to -inf what would complete an n-gram that is in `ids` already.
 #
 # By hand: ids 5 6 7 5 6 and n = 3. The last two tokens are 5 6; they were there before, with
-# a 7 behind them: 7 is forbidden. With n = 1 every token of the text is.
+# a 7 behind them: 7 is forbidden. In 5 5 with n = 2 it is 5: the two 5 5 may overlap. With
+# n = 1 every token of the text is forbidden.
 #
 # <details><summary>Hint 1</summary>Row by row, the last <code>n - 1</code> tokens are the
 # beginning: <code>begin = row[len(row) - n + 1 :]</code>. (<code>row[-(n - 1) :]</code> is
@@ -439,8 +450,8 @@ check(no_repeat_ngram)
 # difficulty ★★★ · importance ★★☆ · 25 min · our answer: 16 lines
 #
 # For each token t: the *match* is the length of the longest end of `ids` that occurs earlier
-# with t behind it. If it is `allowed_length` or more, subtract
-# `multiplier * base ** (match - allowed_length)`.
+# with t behind it. If it is `allowed_length` or more (with t the repetition is one token
+# longer), subtract `multiplier * base ** (match - allowed_length)`.
 #
 # By hand: ids 1 2 3 1 2. The end "1 2" occurs earlier with a 3 behind it: the match of 3 is
 # 2. With `multiplier=1`, `base=2` and `allowed_length=1` its logit falls by 2. In 7 7 7 7 the
@@ -498,6 +509,8 @@ def dry(
 check(dry)
 
 # %% [markdown]
+# (Real programs cap the exponent: after a match of 1,400 the cost is no float any more.)
+#
 # `generate` knows the first and the third of the four. It takes the other two as functions
 # of `(ids, logits)`, and yours are that already:
 
@@ -514,17 +527,31 @@ penalties = {
     "DRY 0.8": lambda ids, x: dry(x, ids, 0.8, 1.75, 2),
 }
 texts |= written(penalties, do_sample=False)
+for name in penalties:
+    measure(name)
 for name in ("human", "greedy", *penalties):
     report(name)
 
 # %% [markdown]
-# All four are greedy, and all repeat less. Three of them leave the perplexity near that of
-# greedy text: they act only where something is about to be repeated. The repetition penalty
-# counts every word of the prompt, too, and drives the text elsewhere. What the texts look
-# like:
+# All four are greedy, and on average all repeat less. Three of them leave the perplexity near
+# that of greedy text. The ban and DRY act only where something is about to be repeated, and a
+# frequency penalty of 0.7 is little. How much is a repetition penalty of 1.2?
 
 # %%
-for name in ("repetition 1.2", "DRY 0.8"):
+with torch.no_grad():
+    best = model(prompts).logits[:, -1].amax(-1)
+low, high = best.min(), best.max()
+print(
+    f"the likeliest tokens after the prompts have logits from {low:.0f} to {high:.0f}"
+)
+print(f"1.2 takes {low - low / 1.2:.1f} to {high - high / 1.2:.1f} from such a logit")
+
+# %% [markdown]
+# That is much more than 0.7, and it hits every word of the prompt and of the text: it drives
+# the text elsewhere. Two to read, one that still says the same thing twice and one that drifts:
+
+# %%
+for name in ("DRY 0.8", "repetition 1.2"):
     print(f"{name}: {tokenizer.decode(texts[name][1, PROMPT:])!r}\n")
 
 # %% [markdown]
@@ -549,18 +576,21 @@ ones = torch.ones_like(prompts)
 texts["Mirostat 3"] = decode_cached(
     model, prompts, ones, NEW, Mirostat(3.0).pick, eos_ids=[], pad_id=0
 )
+for name in (*filters, "Mirostat 3"):
+    measure(name)
 
 # %%
 kinds = {"human": figures.BLACK, "greedy": figures.RED, "beam 4": figures.RED}
 kinds |= dict.fromkeys(penalties, figures.GREEN)
 fig, ax = plt.subplots(figsize=(7.5, 4.2))
 for number, name in enumerate(texts, 1):
-    (x, *x_range), (y, *y_range) = measured(name)
+    (x, *x_range), (y, *y_range) = measured[name]
     colour = kinds.get(name, figures.BLUE)
     ax.plot(x_range, [y, y], color=colour, alpha=0.25)
     ax.plot([x, x], y_range, color=colour, alpha=0.25)
     ax.plot(x, y, "o", color=colour, label=f"{number}  {name}")
     place = (4, 4 if number % 2 else -12)  # or the numbers of neighbours would overlap
+    place = (-10, -12) if name == "repetition 1.2" else place
     ax.annotate(number, (x, y), xytext=place, textcoords="offset points")
 ax.set(xscale="log", xlabel="perplexity", ylabel="rep-4", ylim=(-0.03, None))
 ax.set_xticks([2, 4, 8, 16, 32], [2, 4, 8, 16, 32])
@@ -568,10 +598,15 @@ ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty.
-# Two things are worth remembering. A person is far to the right of all search. And
-# perplexity is a dial: each sampler can be set to any value of it, so a comparison of two
-# samplers at one setting each says little (see Schaeffer et al. in lesson 06).
+# Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty. From
+# left to right: min-p, top-k, typical, top-p, sampling; XTC, which removes likely tokens, lies
+# beyond. (No. 9 is high because one text of eight fell into a loop: look at its interval. No.
+# 17 aims at 2³ = 8, and would get there in a longer text: lesson 06.)
+#
+# Two things are worth remembering. A person is far to the right of all search. And perplexity
+# is a dial: a sampler can be set to anything between greedy decoding and plain sampling, so a
+# comparison of two samplers at one setting each says little (see Schaeffer et al. in lesson
+# 06).
 #
 # ## 5. Many texts: are they different?
 #
@@ -683,7 +718,7 @@ def self_bleu(texts: list[str]) -> float:
 check(self_bleu)
 
 # %% [markdown]
-# Eight continuations of one prompt. **Predict:** which settings give eight different texts?
+# Eight continuations of one prompt. **Predict:** at which setting are they most alike?
 
 # %%
 story = tokenizer("Once upon a time there was a", return_tensors="pt").to(model.device)
@@ -701,6 +736,11 @@ for options in ({"temperature": 0.3}, {"temperature": 1.0}, {"top_p": 0.9}):
     print(f"self-BLEU {self_bleu(eight):.2f}")
 
 # %% [markdown]
+# At the low temperature: there a 2-gram in four is not new, and the others cover some of each
+# text. Different texts have a high distinct-n and a low self-BLEU. (Without smoothing one
+# missing 4-gram makes the BLEU of a short text 0.) Different is not good, of course: a high
+# temperature wins both.
+#
 # ## 6. Like people, as a whole?
 #
 # All measures so far look at one property. *MAUVE* (Pillutla et al., 2021) compares two
@@ -709,19 +749,20 @@ for options in ({"temperature": 0.3}, {"temperature": 1.0}, {"top_p": 0.9}):
 # and Q. How alike are they?
 #
 # Mix them, R = λP + (1 - λ)Q, for all λ from 0 to 1. KL(Q|R) says what Q has that the mixture
-# lacks, KL(P|R) what P has. The points exp(-5 KL(Q|R)), exp(-5 KL(P|R)) form a curve from
-# (1, 0) to (0, 1). MAUVE is the area under it: 1 for equal histograms, near 0 for disjoint
-# ones.
+# lacks, KL(P|R) what P has. The points exp(-5 KL(Q|R)), exp(-5 KL(P|R)) form a curve, which is
+# led to the axes by (1, 0) before its first point and (0, 1) behind its last. MAUVE is the area
+# under it: 1 for equal histograms, near 0 for disjoint ones.
 
 # %% [markdown]
 # ### Exercise 08.9 · `mauve_small`
 #
 # difficulty ★★★ · importance ★☆☆ · 25 min · our answer: 17 lines
 #
-# 1. `clusters(features, k)` gives each feature of both sets together a cluster. k is a tenth
-#    of the size of the smaller set, rounded, but at least 2.
+# 1. `clusters(features, k)` takes both sets one behind the other, (n + m, d), and returns the
+#    cluster of each, (n + m,), from 0 to k - 1. k is a tenth of the size of the smaller set,
+#    rounded, but at least 2.
 # 2. P and Q: the shares of each set's features in each cluster.
-# 3. The points of the curve for 101 values of λ from 0 to 1, between (1, 0) and (0, 1).
+# 3. (1, 0), the points of the curve for 101 values of λ from 0 to 1, and (0, 1).
 # 4. The area, by trapezoids.
 #
 # KL(A|B) is the sum of a · ln(a / b) over clusters with a > 0; infinite where b is 0 then.
@@ -734,7 +775,7 @@ for options in ({"temperature": 0.3}, {"temperature": 1.0}, {"top_p": 0.9}):
 # <details><summary>Hint 2</summary><code>torch.where(a > 0, a * (a / b).log(), 0).sum()</code>
 # is KL, and gives inf by itself where b is 0.</details>
 # <details><summary>Hint 3</summary>As λ grows, x falls: <code>-torch.trapezoid(y,
-# x)</code> is the area, without any sorting.</details>
+# x).item()</code> is the area, without any sorting.</details>
 
 
 # %% tags=["exercise"]
@@ -773,31 +814,38 @@ check(mauve_small)
 
 # %% [markdown]
 # The features here: the mean of the model's last hidden states over windows of 8 tokens, so
-# 64 for each decoder. For comparison: sampling against sampling with another seed, which is
-# the same decoder, and a temperature that makes nonsense:
+# 64 for each decoder. How much of a value is chance? We have 16 texts of plain sampling. Eight
+# of them against the other eight is the same decoder twice. And for comparison a temperature
+# that makes nonsense.
+#
+# **Predict:** will greedy text or sampled text be more like people's?
 
 
 # %%
 def features(ids):
-    """(8 * 8, hidden): the mean of the last hidden states over windows of tokens."""
+    """(batch * 8, hidden): means of the last hidden states over windows of tokens."""
     with torch.no_grad():
         states = model.base_model(ids).last_hidden_state[:, PROMPT:]
     return states.float().unflatten(1, (-1, 8)).mean(2).flatten(0, 1)
 
 
+samples = features(torch.cat(list(again.values()))).unflatten(0, (16, 8))
+for seed in range(4):
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(seed))
+    halves = samples[order].flatten(0, 1).chunk(2)
+    print(f"sampling, and sampling  {mauve_small(*halves):.2f}")
 hot = written({"T 1.5": plain}, do_sample=True, top_k=0, temperature=1.5)
-found = mauve_small(*(features(ids) for ids in again.values()))
-print(f"sampling, and again  {found:.2f}")
 people = features(human)
 for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
     found = mauve_small(people, features((texts | hot)[name]))
     print(f"human, {name:13} {found:.2f}")
 
 # %% [markdown]
-# The same decoder, twice, does not get 1: that is the noise of 64 features. Against it,
-# nonsense is far away for certain, people and machine differ, and one sampler from another
-# cannot be told. The paper takes 5,000 texts a side; a number from a hundred is worth as
-# much as these.
+# The same decoder, against itself, gets anything from 0.6 to 0.9: so much is chance with 64
+# features. Only the nonsense is far away for certain. Whether people and machine differ cannot
+# be told from these numbers, and not even greedy text from sampled text, which perplexity and
+# rep-4 tell apart at once. The paper takes 5,000 texts a side; a number from a hundred is worth
+# as much as these.
 #
 # ## Questions
 #
@@ -809,12 +857,14 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
 #
 # <details><summary>Answers</summary>
 #
-# 1. No: it means that greedy text is easy to predict for the model that wrote it. Perplexity
-#    compares models on the same text, not texts.
+# 1. No: it means that greedy text is easy to predict for the model that wrote it. To rank
+#    models, compare their perplexities of the same text. With one model it says how surprising
+#    a text is, not how good.
 # 2. Since it was made for continuing a text. It is wrong where the answer must quote the
 #    prompt: translation of names, summaries, code.
-# 3. It would punish the template's own tokens. A breaker, such as a line end or a quotation
-#    mark, ends every match.
+# 3. It would punish the template's own tokens. A breaker ends every match: by default a line
+#    end, a colon, a quotation mark and an asterisk. Here the template's tokens should be
+#    breakers, too.
 #
 # </details>
 #
@@ -823,7 +873,7 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
 # | rule | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
 # |---|---|---|---|---|---|
 # | repetition | none | `repetition_penalty` | `repetition_penalty` | `repetition_penalty` | `--repeat-penalty` |
-# | it counts | – | prompt and answer | prompt and answer | the answer | the last `--repeat-last-n` tokens |
+# | it counts | – | prompt and answer, if not told otherwise | prompt and answer | the answer | the last `--repeat-last-n` tokens |
 # | frequency, presence | `frequency_penalty` `presence_penalty` | none | the same names | the same names | `--frequency-penalty` `--presence-penalty` |
 # | no n-gram twice | none | `no_repeat_ngram_size` | none | none | none |
 # | DRY | none | none | none | none | `--dry-multiplier` (base 1.75, allowed length 2) |

@@ -43,7 +43,8 @@ def random_ids(batch=3, length=25, below=6, seed=0):
 
 def unchanged_and_new(function, call):
     logits, ids = random_logits(), random_ids()
-    with expect.unchanged(logits=logits, ids=ids):
+    hint = "work on a copy: clone(), or scatter without an underscore"
+    with expect.unchanged(hint, logits=logits, ids=ids):
         got = function(logits, ids)
     expect.a_copy(got, logits, call)
 
@@ -105,10 +106,12 @@ def test_perplexity_is_exp_of_the_loss_of_transformers(perplexity, make):
     ids = random_ids(3, 9, 60)
     with torch.no_grad():
         wanted = [model(row[None], labels=row[None]).loss.exp() for row in ids]
-    got = perplexity(model, ids, torch.ones_like(ids))
+    wanted, mask = torch.stack(wanted), torch.ones_like(ids)
+    alone = perplexity(model, ids[:1], mask[:1])
+    expect.same(alone, wanted[:1], "perplexity of a row of a random model", "", 0.05)
+    got = perplexity(model, ids, mask)
     hint = "Each row has a perplexity of its own."
-    call = "perplexity of three rows of a random model"
-    expect.same(got, torch.stack(wanted), call, hint, 0.05)
+    expect.same(got, wanted, "perplexity of three such rows", hint, 0.05)
 
 
 @MODELS
@@ -135,18 +138,30 @@ def test_padding_changes_nothing(perplexity, make, side):
 @MODELS
 def test_start_counts_places_of_the_padded_batch(perplexity, make):
     model = make()
-    prompt, answer = random_ids(2, 5, 60, seed=2), random_ids(2, 4, 60, seed=3)
-    ids = torch.cat([prompt, answer], dim=-1)
-    labels = ids.clone()
-    labels[:, :5] = -100  # transformers' way to say: does not count
-    with torch.no_grad():
-        wanted = [
-            model(row[None], labels=label[None]).loss.exp()
-            for row, label in zip(ids, labels, strict=True)
-        ]
-    got = perplexity(model, ids, torch.ones_like(ids), 5)
-    call = "perplexity with start=5, the first new token"
-    expect.same(got, torch.stack(wanted), call, "", 0.05)
+    ids, mask = random_ids(3, 9, 60, seed=2), torch.zeros(3, 9, dtype=torch.long)
+    wanted = []
+    for row, place in enumerate((slice(9), slice(3, 9), slice(7))):
+        mask[row, place] = 1
+        labels = ids[row].clone()
+        labels[:5] = -100  # transformers' way to say: does not count
+        with torch.no_grad():
+            output = model(ids[row : row + 1, place], labels=labels[None, place])
+        wanted.append(output.loss.exp())
+    got = perplexity(model, ids, mask, 5)
+    call = (
+        "perplexity with start=5 of a full row, of one with 3 places of padding on the "
+        "left, and of one with 2 on the right"
+    )
+    hint = "start is a place in the row: padding is counted there, too."
+    expect.same(got, torch.stack(wanted), call, hint, 0.05)
+
+
+def test_a_long_text_is_no_problem(perplexity):
+    call = "perplexity of 100 tokens with the probability 0.1 each"
+    ids = torch.zeros(1, 101, dtype=torch.long)
+    got = perplexity(Fixed(*[[0.1] * 10] * 101), ids, torch.ones_like(ids))
+    hint = "A product of 100 probabilities is 0 in float32: add logarithms."
+    expect.same(got, [10.0], call, hint, 1e-3)
 
 
 def test_one_call_with_mask_and_positions_and_no_gradient(perplexity):
@@ -168,6 +183,10 @@ def test_perplexity_is_float32_even_of_half_precision(perplexity):
     got = perplexity(model, ROW, ONES)
     call = "perplexity with logits in bfloat16"
     expect.tensor(got, (1,), call, torch.float32)
+    logprobs = model.logits[0].double().log_softmax(-1)
+    wanted = sum(-logprobs[i, token] for i, token in enumerate([0, 1, 2])) / 3
+    hint = "Make the logits float32 before the softmax."
+    expect.same(got, [wanted.exp().item()], call, hint, 1e-3)
 
 
 def test_a_start_below_1_is_refused(perplexity):
@@ -194,6 +213,7 @@ def test_perplexity_leaves_its_arguments_alone(perplexity):
         ([1, 2, 1, 2, 1], 1, 0.6),
         ([1, 2, 1, 2, 1], 3, 1 / 3),
         ([7] * 10, 4, 6 / 7),
+        ([1, 11, 11, 1, 111], 2, 0.0),
         ([1, 2, 3, 4], 2, 0.0),
     ],
 )
@@ -205,6 +225,8 @@ def test_repetition_worked_by_hand(rep_n, ids, n, wanted):
     elif isinstance(got, float) and n > 1 and abs(got - wanted) > 1e-9:
         hint = f"A text of {len(ids)} tokens has {len(ids) - n + 1} {n}-grams"
         hint += ", and of equal ones the first is no repetition."
+        if 111 in ids:
+            hint = "1 11 and 11 1 are different, though both look like 111: use tuples."
     expect.value(got, wanted, f"rep_n({ids}, {n})", hint, 1e-9)
 
 
@@ -326,16 +348,16 @@ def test_counts_agree_with_a_loop(frequency_presence):
             for token in set(text):
                 wanted[row, token] -= 0.3 * text.count(token) + 0.8
         call = "frequency_presence of random rows"
-        got = frequency_presence(logits[:1], ids[:1], 0.3, 0.8)
+        got = frequency_presence(logits[:1].clone(), ids[:1].clone(), 0.3, 0.8)
         expect.same(got, wanted[:1], f"{call}, the first alone,", "", 1e-4)
-        got = frequency_presence(logits, ids, 0.3, 0.8)
+        got = frequency_presence(logits.clone(), ids.clone(), 0.3, 0.8)
         expect.same(got, wanted, call, "Each row has a text of its own.", 1e-4)
 
 
 def test_a_shift_of_all_logits_shifts_the_result(frequency_presence):
     logits, ids = random_logits(), random_ids()
-    one = frequency_presence(logits, ids, 0.3, 0.8)
-    other = frequency_presence(logits + 10, ids, 0.3, 0.8)
+    one = frequency_presence(logits.clone(), ids.clone(), 0.3, 0.8)
+    other = frequency_presence(logits + 10, ids.clone(), 0.3, 0.8)
     call = "frequency_presence(logits + 10, ...) - 10"
     expect.same(other - 10, one, call, "Subtract: do not divide.", 1e-4)
 
@@ -369,18 +391,20 @@ def forbidden(got):
 
 
 @pytest.mark.parametrize(
-    ("n", "wanted", "hint"),
+    ("text", "n", "wanted", "hint"),
     [
-        (3, [7], "The text ends with 5 6, and 5 6 7 was there."),
-        (2, [7], "The text ends with 6, and 6 7 was there."),
-        (1, [5, 6, 7], "With n = 1 each token is an n-gram that was there."),
-        (4, [], "7 5 6 was there only at the end."),
-        (9, [], "The text is shorter than n."),
+        ([5, 6, 7, 5, 6], 3, [7], "The text ends with 5 6, and 5 6 7 was there."),
+        ([5, 6, 7, 5, 6], 2, [7], "The text ends with 6, and 6 7 was there."),
+        ([5, 6, 7, 5, 6], 1, [5, 6, 7], "With n = 1 each token was there."),
+        ([5, 6, 7, 5, 6], 4, [], "7 5 6 was there only at the end."),
+        ([5, 6, 7, 5, 6], 9, [], "The text is shorter than n."),
+        ([5, 5], 2, [5], "The text ends with 5, and 5 5 was there: they may overlap."),
+        ([5, 6, 5, 7, 5], 2, [6, 7], "5 6 was there, and 5 7: both are forbidden."),
     ],
 )
-def test_bans_worked_by_hand(no_repeat_ngram, n, wanted, hint):
-    ids = torch.tensor([[5, 6, 7, 5, 6]])
-    call = f"no_repeat_ngram(logits, [[5, 6, 7, 5, 6]], {n})"
+def test_bans_worked_by_hand(no_repeat_ngram, text, n, wanted, hint):
+    ids = torch.tensor([text])
+    call = f"no_repeat_ngram(logits, [{text}], {n})"
     got = expect.tensor(no_repeat_ngram(torch.ones(1, 10), ids, n), (1, 10), call)
     said = f"the tokens that {call} forbids"
     expect.value(forbidden(got), [wanted], said, hint)
@@ -394,8 +418,10 @@ def test_bans_agree_with_transformers(no_repeat_ngram, n):
         length = (2, 25, 40)[seed % 3]
         logits, ids = random_logits(seed=seed), random_ids(3, length, 3, seed)
         wanted = oracle(ids, logits.clone())
-        got = no_repeat_ngram(logits.clone(), ids, n)
         call = f"no_repeat_ngram with n={n}, {length} tokens, seed {seed}"
+        got = no_repeat_ngram(logits[:1].clone(), ids[:1].clone(), n)
+        expect.same(got, wanted[:1], f"{call}, one row of it alone,")
+        got = no_repeat_ngram(logits.clone(), ids.clone(), n)
         expect.same(got, wanted, call, "Each row has a text of its own.")
 
 
@@ -432,10 +458,16 @@ def test_bans_leave_their_input_alone(no_repeat_ngram):
     ("text", "allowed", "wanted", "hint"),
     [
         ([1, 2, 3, 1, 2], 1, {3: -2.0}, "The end 1 2 was there with 3 behind it."),
-        ([1, 2, 3, 1, 2], 2, {3: -1.0}, "base ** 0 is 1."),
+        (
+            [1, 2, 3, 1, 2],
+            2,
+            {3: -1.0},
+            "A match of exactly allowed_length costs something, too: base ** 0 is 1.",
+        ),
         ([1, 2, 3, 1, 2], 3, {}, "A match of 2 is below the allowed length."),
         ([7, 7, 7, 7], 1, {7: -4.0}, "The match of 7 is 3: the places may overlap."),
         ([1, 2, 3], 1, {}, "3 was never there before."),
+        ([7, 8, 5, 7, 7], 1, {7: -1.0, 8: -1.0}, "A walk ends where the text begins."),
         ([4, 1, 9, 1, 8, 4, 1], 1, {9: -2.0, 8: -1.0}, "9 has a match of 2, 8 of 1."),
         ([1, 5, 2, 1, 5, 2, 3, 2, 1, 5], 1, {2: -4.0}, "The longest match counts."),
         (
@@ -478,8 +510,11 @@ def test_matches_agree_with_their_definition(dry):
                     match = slow_match(text, token)
                     if match >= allowed:
                         wanted[row, token] -= 0.8 * base ** (match - allowed)
-            got = dry(logits, ids, 0.8, base, allowed)
+            call = f"dry of {ids[:1].tolist()} with 0.8, {base}, {allowed}"
+            got = dry(logits[:1].clone(), ids[:1].clone(), 0.8, base, allowed)
+            expect.same(got, wanted[:1], call, "", 1e-3)
             call = f"dry of {ids.tolist()} with 0.8, {base}, {allowed}"
+            got = dry(logits.clone(), ids.clone(), 0.8, base, allowed)
             expect.same(got, wanted, call, "Each row has a text of its own.", 1e-3)
 
 
@@ -529,6 +564,8 @@ def test_dry_leaves_its_input_alone(dry):
             "Words are what split() gives.",
         ),
         (["b a", "a b"], 2, 1.0, "Texts have an order: ba is not ab."),
+        (["ab c", "a bc"], 2, 1.0, "ab c and a bc are different: use tuples."),
+        (["A a"], 1, 1.0, "A and a are different words."),
     ],
 )
 def test_distinct_worked_by_hand(distinct_n, texts, n, wanted, hint):
@@ -599,8 +636,8 @@ def test_bleu_worked_by_hand(self_bleu, texts, wanted, hint):
 
 
 def test_the_most_of_one_reference_counts(self_bleu):
-    # The first text has a a b four times; the others have it once and twice.
-    texts = ["a a b c a a b d", "a a b c", "b d a a b c a a b", "c a a b c c d"]
+    # All have 8 words, so that the brevity penalty plays no part.
+    texts = ["a a b c a a b d", "a a b c b d c b", "b d a a b c a b", "c a a b c c d d"]
     hint = "Clip by the one reference that has an n-gram most often, not by their sum."
     call = f"self_bleu({texts})"
     expect.value(self_bleu(texts), bleu_of_sacrebleu(texts), call, hint, 1e-5)
@@ -610,12 +647,20 @@ def test_the_nearest_length_counts(self_bleu):
     # For the first, references of 6 and of 10 words are equally near to 8.
     for texts in (
         ["a b c d e f g h", "a b c d e f", "a b c d e f g h i j"],
+        ["a b c d e f g h", "a b c d e f g h i j", "a b c d e f"],
         ["a b c d", "a b c d e", "a b c d e f g h i j k"],
         ["a b c d e f", "a b d", "a b c d e f g"],
     ):
         hint = "r is the nearest length; of two equally near the shorter one."
         call = f"self_bleu({texts})"
         expect.value(self_bleu(texts), bleu_of_sacrebleu(texts), call, hint, 1e-5)
+
+
+def test_short_texts_are_references_too(self_bleu):
+    texts = ["a b c d", "a b d", "a b c d e f g"]
+    hint = "A text of 3 words scores 0, but it is a reference for the others."
+    call = f"self_bleu({texts})"
+    expect.value(self_bleu(texts), bleu_of_sacrebleu(texts), call, hint, 1e-5)
 
 
 def test_self_bleu_agrees_with_sacrebleu(self_bleu):

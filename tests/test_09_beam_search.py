@@ -74,7 +74,8 @@ def test_the_likeliest_text_worked_by_hand(exact_search):
     ids, score = a_pair(exact_search(Markov(AFTER_2), torch.tensor([[2]]), 2), call)
     hint = ""
     if isinstance(ids, torch.Tensor) and ids.tolist() in ([[2, 0, 0]], [[2, 0, 1]]):
-        hint = "That is the greedy text: 0.6 times 0.5 is less than 0.4 times 0.9."
+        hint = "That begins as the greedy text: 0.6 times 0.5 is less than 0.4 times "
+        hint += "0.9, the probability of 1 1."
     expect.same(ids, [[2, 1, 1]], call, hint)
     expect.returned(score, float, f"the score of {call}")
     hint = "The sum of the log-probabilities: ln 0.36."
@@ -147,31 +148,37 @@ def test_exact_search_needs_no_gradient_and_leaves_the_prompt_alone(exact_search
 # --- beam_step ------------------------------------------------------------------------
 
 
-def test_sums_worked_by_hand(beam_step):
+@pytest.mark.parametrize("k", [2, 3])
+def test_sums_worked_by_hand(beam_step, k):
     scores = torch.tensor([[-1.0, -2.0]])
-    logprobs = torch.tensor([[[-3.0, -1.0, -5.0], [-0.5, -2.2, -4.0]]])
-    call = "beam_step([[-1, -2]], [[[-3, -1, -5], [-0.5, -2.2, -4]]], 2)"
-    got = beam_step(scores, logprobs, 2)
+    logprobs = torch.tensor([[[-3.0, -1.0, -1.2], [-0.5, -2.2, -4.0]]])
+    call = f"beam_step([[-1, -2]], [[[-3, -1, -1.2], [-0.5, -2.2, -4]]], {k})"
+    got = beam_step(scores, logprobs, k)
     expect.returned(got, tuple, call)
     assert len(got) == 3, f"{call} should return scores, beam and token"
-    hint = "-1 - 1 = -2 and -2 - 0.5 = -2.5 are the largest."
-    expect.same(got[0], [[-2.0, -2.5]], f"the scores of {call}", hint, 1e-6)
+    hint = (
+        "The sums are -4, -2, -2.2 and -2.5, -4.2, -6. The largest may continue the "
+        "same beam: it is not the best token of each."
+    )
+    expect.same(got[0], [[-2.0, -2.2, -2.5][:k]], f"the scores of {call}", hint, 1e-6)
     flat = "A flat place is beam * vocab + token"
     hint = f"{flat}: the beam is place // vocab."
-    expect.same(got[1], [[0, 1]], f"the beams of {call}", hint)
+    expect.same(got[1], [[0, 0, 1][:k]], f"the beams of {call}", hint)
     hint = f"{flat}: the token is place % vocab."
-    expect.same(got[2], [[1, 0]], f"the tokens of {call}", hint)
+    expect.same(got[2], [[1, 2, 0][:k]], f"the tokens of {call}", hint)
+    for part, name in ((got[1], "beams"), (got[2], "tokens")):
+        expect.tensor(part, (1, k), f"the {name} of {call}", torch.int64)
 
 
 def test_steps_agree_with_a_loop(beam_step):
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         batch, beams, vocab, k = 3, (1, 2, 4)[seed % 3], 7, 5
-        scores = torch.randn(batch, beams, generator=generator)
+        scores = -5 * torch.rand(batch, beams, generator=generator)
         logits = torch.randn(batch, beams, vocab, generator=generator)
         logprobs = logits.log_softmax(-1)
         call = f"beam_step of {batch} prompts, {beams} beams, vocabulary {vocab}, k={k}"
-        got = beam_step(scores, logprobs, k)
+        got = beam_step(scores.clone(), logprobs.clone(), k)
         expect.returned(got, tuple, call)
         for row in range(batch):
             sums = [
@@ -197,7 +204,7 @@ def test_a_beam_of_minus_infinity_is_never_continued(beam_step):
 
 
 def test_a_step_leaves_its_arguments_alone(beam_step):
-    scores, logprobs = torch.zeros(2, 3), torch.randn(2, 3, 5)
+    scores, logprobs = -torch.ones(2, 3), torch.randn(2, 3, 5)
     with expect.unchanged(scores=scores, logprobs=logprobs):
         beam_step(scores, logprobs, 4)
 
@@ -241,18 +248,16 @@ def test_greedy_finds_a_likelier_text_than_two_beams(counterexample):
     )
 
 
-def test_sums_of_logarithms_say_so_too(counterexample):
-    table = counterexample().double()
-    scores, texts = torch.zeros(1, dtype=torch.double), [[0]]
-    for _ in range(3):
-        sums = scores[:, None] + table[[text[-1] for text in texts]].log()
-        scores, places = sums.flatten().topk(min(2, sums.numel()))
-        rows = [divmod(place, len(table)) for place in places.tolist()]
-        texts = [[*texts[beam], token] for beam, token in rows]
-    greedy = math.log(best_of(table.tolist(), 1)[0])
-    assert scores[0].item() < greedy - 1e-6, (
-        f"with sums of logarithms two beams find {scores[0]:.4f}, greedy {greedy:.4f}: "
-        "is a product equal to another one?"
+def test_the_result_does_not_hang_on_equal_products(counterexample):
+    table, generator = counterexample().double(), torch.Generator().manual_seed(0)
+    won = []
+    for _ in range(20):  # so little that only what is equal can change places
+        noise = torch.rand(table.shape, generator=generator, dtype=torch.double)
+        rows = (table * (1 + 1e-7 * noise)).tolist()
+        won.append(best_of(rows, 1)[0] > best_of(rows, 2)[0])
+    assert all(won) or not any(won), (
+        "two products are equal, and the winner depends on which of them comes first: "
+        "take numbers that differ"
     )
 
 
@@ -278,6 +283,13 @@ def test_norms_worked_by_hand(length_normalise, alpha, wanted, hint):
 def test_a_tensor_of_scores_stays_one(length_normalise):
     got = length_normalise(torch.tensor([-8.0, -2.0]), 4, 0.5)
     expect.same(got, [-4.0, -1.0], "length_normalise([-8, -2], 4, 0.5)", "", 1e-5)
+
+
+def test_scores_that_were_given_stay_as_they_are(length_normalise):
+    score = torch.tensor([-8.0, -2.0])
+    hint = "divide into a new tensor (`/=` changes the caller's)"
+    with expect.unchanged(hint, score=score):
+        length_normalise(score, 4, 0.5)
 
 
 def test_the_score_of_one_token_is_its_own(length_normalise):
@@ -312,15 +324,20 @@ def test_rows_follow_their_beams(reorder_cache, make, beam):
     assert rows == len(beam), f"{call} has {rows} rows"
     with torch.no_grad():
         logits = model(token, past_key_values=got, use_cache=True).logits[:, -1]
-    expect.same(logits, oracle, f"the logits after {call}", "In each layer.", 1e-3)
+    hint = (
+        "Row i of the new cache is row beam[i] of the old one: of the keys and of the "
+        "values, in every layer."
+    )
+    expect.same(logits, oracle, f"the logits after {call}", hint, 1e-3)
 
 
-def test_the_old_cache_stays_as_it_is(reorder_cache):
+@pytest.mark.parametrize("beam", [[2, 2, 0], [0, 1, 2]])
+def test_the_old_cache_stays_as_it_is(reorder_cache, beam):
     model = random_llama()
     with torch.no_grad():
         cache = model(ROWS, use_cache=True).past_key_values
     before = [layer.keys.clone() for layer in cache.layers]
-    new = reorder_cache(cache, torch.tensor([2, 2, 0]))
+    new = reorder_cache(cache, torch.tensor(beam))
     for layer, keys in zip(cache.layers, before, strict=True):
         assert layer.keys.equal(keys), (
             "reorder_cache changed the old cache: make a deep copy first (copy.copy "
@@ -328,7 +345,10 @@ def test_the_old_cache_stays_as_it_is(reorder_cache):
         )
     new.layers[0].keys.zero_()
     new.layers[0].values.zero_()
-    assert cache.layers[0].keys.equal(before[0]), "the new cache shares the old one"
+    assert cache.layers[0].keys.equal(before[0]), (
+        f"the result of reorder_cache with beam {beam} shares the memory of the old "
+        "cache: return a copy, also when no row moves"
+    )
 
 
 # --- beam_search ----------------------------------------------------------------------
@@ -478,18 +498,100 @@ def test_an_end_among_the_first_is_kept(beam_search):
     expect.same(got, [[0, 2]], call)
 
 
+# After 0 comes 3 (or 2, the EOS), after 3 comes 2 (or 4), after 4 comes 2 (or 5); 5 and
+# 6 go on with 6 nearly for certain.
+STOPS = [
+    [0.0, 0.0, 0.35, 0.5, 0.0, 0.0, 0.0, 0.15],
+    [1 / 8] * 8,
+    [1 / 8] * 8,
+    [0.01, 0.01, 0.55, 0.01, 0.4, 0.0, 0.01, 0.01],
+    [0.0, 0.0, 0.75, 0.0, 0.0, 0.24, 0.0, 0.01],
+    [0.0, 0.0, 0.0, 0.01, 0.0, 0.0, 0.99, 0.0],
+    [0.0, 0.0, 0.0, 0.01, 0.0, 0.0, 0.99, 0.0],
+    [1 / 8] * 8,
+]
+AFTER_STEP_2 = (
+    "After step 2 the texts 2 (-1.05) and 3 2 (two tokens: -1.29 / 2 = -0.65) are "
+    "finished"
+)
+AFTER_STEP_3 = (
+    "After step 3 the best two finished are 3 4 2 (-1.90 / 3 = -0.63) and 3 2 (-0.65)"
+)
+
+
+@pytest.mark.parametrize(
+    ("early", "wanted", "p", "why"),
+    [
+        (True, [3, 2], 0.5 * 0.55, f"{AFTER_STEP_2}: two, so the search is over."),
+        (
+            False,
+            [3, 4, 2],
+            0.5 * 0.4 * 0.75,
+            f"{AFTER_STEP_2}; the best running beam, 3 4, has -1.61 / 2 = -0.80, which "
+            f"is better than the worst of them: go on. {AFTER_STEP_3}; the running "
+            "3 4 5 has -3.04 / 3 = -1.01: it is over.",
+        ),
+        (
+            "never",
+            [3, 4, 5, 6, 6, 6, 6, 6],
+            0.5 * 0.4 * 0.24 * 0.99**5,
+            f"{AFTER_STEP_3}; the running 3 4 5 may still get -3.04 / 8 = -0.38, which "
+            "is better than the worst of them: go on. The last step finishes it.",
+        ),
+    ],
+)
+def test_ways_to_stop_worked_by_hand(beam_search, early, wanted, p, why):
+    ids = torch.tensor([[0]])
+    call = f"beam_search with K = 2, 8 new tokens, length_penalty 1 and {early=}"
+    got, score = a_pair(
+        beam_search(
+            Markov(STOPS), ids, torch.ones_like(ids), 2, 8, 1.0, early, [2], PAD
+        ),
+        call,
+    )
+    expect.returned(got, torch.Tensor, call)
+    expect.value(got.tolist(), [[0, *wanted]], call, why)
+    same_score(score, math.log(p) / len(wanted), call)
+
+
+@pytest.mark.parametrize("early", [True, False, "never"])
+def test_one_finished_text_of_two_is_not_enough(beam_search, early):
+    # The end at once (0.6), or 3 (0.3) and then the end for certain.
+    model = Markov([[0.0, 0.0, 0.6, 0.3, 0.1], *[[0.2] * 5] * 2, [0.0, 0, 1, 0, 0]])
+    model.table = torch.cat([model.table, torch.full((1, 5), 0.2)])
+    ids = torch.tensor([[0]])
+    call = f"beam_search with K = 2, length_penalty 2 and {early=}"
+    got, score = a_pair(
+        beam_search(model, ids, torch.ones_like(ids), 2, 3, 2.0, early, [2], PAD), call
+    )
+    hint = (
+        "After step 1 one text is finished: with K = 2 it takes two before a search "
+        "can be over. 3 2 has ln 0.3 / 2 ** 2 = -0.30, better than ln 0.6 = -0.51."
+    )
+    expect.returned(got, torch.Tensor, call)
+    expect.value(got.tolist(), [[0, 3, 2]], call, hint)
+    same_score(score, math.log(0.3) / 4, call, hint)
+
+
 def test_two_beams_are_left_when_the_best_all_end(beam_search):
     # 2, 3, 4 and 5 are EOS, and the likeliest; a long text has the better score.
     model = Markov([[0.1, 0.08, 0.22, 0.21, 0.2, 0.19]] * 6)
     ids, eos = torch.tensor([[0]]), [2, 3, 4, 5]
-    call = "beam_search with K = 2, where the four likeliest tokens are EOS ids"
+    call = (
+        "beam_search with K = 2, 'never', where the four likeliest tokens are EOS ids"
+    )
     got, score = a_pair(
         beam_search(model, ids, torch.ones_like(ids), 2, 3, 2.0, "never", eos, PAD),
         call,
     )
-    hint = "K times (1 + the number of EOS ids) candidates: then K can go on."
+    hint = (
+        "After the first step the beams are 0 and 1, the first K that do not end, of K "
+        "times (1 + the number of EOS ids) candidates: then K can go on. With "
+        "length_penalty 2 they may still win, so the search is not over."
+    )
+    expect.returned(got, torch.Tensor, call)
+    expect.value(got.tolist(), [[0, 0, 0, 2]], call, hint)
     same_score(score, math.log(0.1 * 0.1 * 0.22) / 9, call, hint)
-    expect.same(got, [[0, 0, 0, 2]], call, hint)
 
 
 def test_never_looks_far_ahead_only_where_length_is_rewarded(beam_search):
@@ -504,7 +606,11 @@ def test_never_looks_far_ahead_only_where_length_is_rewarded(beam_search):
         beam_search(model, ids, torch.ones_like(ids), 2, 2000, -0.5, "never", [2], PAD),
         call,
     )
-    hint = "With a length_penalty of 0 or less the present length is the best one."
+    hint = (
+        "With a length_penalty below 0 a longer text has a worse score, so a running "
+        "beam is scored at its present length: 3 4 has ln 0.81 * 2 ** 0.5 = -0.30, "
+        "better than the finished ones, so the search goes on."
+    )
     same_score(score, math.log(0.9**3) * 3**0.5, call, hint)
     expect.same(got, [[0, 3, 4, 2]], call, hint)
 
@@ -559,7 +665,10 @@ def test_beams_equal_generate(beam_search, make, early):
         got, scores = a_pair(
             beam_search(model, ids, mask, beams, new, power, early, eos, PAD), call
         )
-        expect.same_ids(got, oracle.sequences, call)
+        hint = (
+            "If early_stopping=True is right, the mistake is in when a search is over."
+        )
+        expect.same_ids(got, oracle.sequences, call, hint="" if early is True else hint)
         said = f"the scores of {call}"
         expect.same(scores, oracle.sequences_scores, said, "", 1e-3)
 
@@ -702,7 +811,7 @@ def test_a_small_penalty_changes_nothing(diverse_beam_search):
     model, ids = Markov([[0.5, 0.4, 0.1]] * 3), torch.tensor([[2]])
     call = "diverse_beam_search of 0.5, 0.4, 0.1 with diversity 0.2"
     got, scores = a_pair(diverse_beam_search(model, ids, 2, 2, 0.2, 2), call)
-    hint = "-0.69 - 0.2 is still the largest."
+    hint = "-0.69 - 0.2 is still the largest. At each step the counts begin at 0."
     expect.same(got, [[2, 0, 0], [2, 0, 0]], call, hint)
     hint = "The penalty decides the choice; it is not carried on."
     said = f"the scores of {call}"
@@ -726,6 +835,20 @@ def test_each_earlier_beam_counts(diverse_beam_search):
     got, _ = a_pair(diverse_beam_search(model, ids, 3, 3, 0.3, 1), call)
     hint = "Two groups before it chose 0: the penalty is 0.6."
     expect.same(got, [[2, 0], [2, 0], [2, 1]], call, hint)
+
+
+def test_penalised_values_are_not_normalised_again(diverse_beam_search):
+    # The prompt goes on with 0 or 1; 0 goes on with 2 for certain, 1 with 0 or 1.
+    table = [[0.0, 0.0, 1.0, 0.0], [0.6, 0.4, 0.0, 0.0], [0.25] * 4]
+    model, ids = Markov([*table, [0.55, 0.45, 0.0, 0.0]]), torch.tensor([[3]])
+    call = "diverse_beam_search, two groups of two, diversity 1.5, of two tokens"
+    got, _ = a_pair(diverse_beam_search(model, ids, 4, 2, 1.5, 2), call)
+    hint = (
+        "The first group has chosen 0 2 and 1 0. The second sees ln 0.45 + ln 0.4 = "
+        "-1.71 for 1 1, and ln 0.55 + 0 - 1.5 = -2.10 for 0 2. The penalty comes off "
+        "the log-probabilities, which are not normalised again."
+    )
+    expect.same(got[2:], [[3, 1, 1], [3, 0, 2]], f"the second group of {call}", hint)
 
 
 @MODELS
@@ -787,7 +910,7 @@ def test_groups_agree_with_a_slow_search(diverse_beam_search, groups, size, dive
 
 def test_groups_that_do_not_divide_the_beams_are_refused(diverse_beam_search):
     model, ids = Markov([[0.5, 0.4, 0.1]] * 3), torch.tensor([[2]])
-    for beams, groups in ((4, 3), (2, 0)):
+    for beams, groups in ((4, 3), (2, 0), (2, -1)):
         call = f"diverse_beam_search with {beams} beams in {groups} groups"
         expect.rejects(
             ValueError,

@@ -106,6 +106,46 @@ def one_for_the_batch(model, ids, mask, start=1):
     return mean.exp().expand(len(ids)).clone()
 
 
+@wrong(
+    "perplexity",
+    "test_start_counts_places_of_the_padded_batch",
+    "padding is counted there, too",
+)
+def start_counts_real_tokens(model, ids, mask, start=1):
+    """The first `start` tokens of the text, wherever it begins."""
+    surprisal, counts = scored(model, ids, mask, start)
+    counts &= mask.cumsum(-1)[:, 1:] > start
+    return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
+
+
+@wrong("perplexity", "test_a_long_text_is_no_problem", "add logarithms")
+def a_product_of_probabilities(model, ids, mask, start=1):
+    """The geometric mean as it stands in the book."""
+    surprisal, counts = scored(model, ids, mask, start)
+    p = torch.where(counts, (-surprisal).exp(), 1).prod(-1)
+    return p ** (-1 / counts.sum(-1))
+
+
+@wrong(
+    "perplexity",
+    "test_perplexity_is_float32_even_of_half_precision",
+    "before the softmax",
+)
+def softmax_in_half_precision(model, ids, mask, start=1):
+    """float32 only at the end."""
+    if start < 1:
+        raise ValueError(f"start must be 1 or more, got {start}")
+    with torch.no_grad():
+        logits = model(
+            ids, attention_mask=mask, position_ids=position_ids(mask)
+        ).logits[:, :-1]
+    picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    counts = (mask[:, 1:] * mask[:, :-1]).bool()
+    counts[:, : start - 1] = False
+    total = torch.where(counts, -picked.float(), 0).sum(-1)
+    return (total / counts.sum(-1)).exp()
+
+
 @wrong("perplexity", PADDED, "does not count")
 def padding_counts(model, ids, mask, start=1):
     """Padding is taken for text."""
@@ -152,6 +192,15 @@ def above_0(n):
 
 def grams_of(items, n):
     return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
+
+
+@wrong("rep_n", "test_repetition_worked_by_hand", "use tuples")
+def joined_to_text(ids, n):
+    """1 11 and 11 1 become the same string."""
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, got {n}")
+    grams = ["".join(map(str, ids[i : i + n])) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @wrong("rep_n", REPEATED, "repetition is 1 minus that")
@@ -353,7 +402,30 @@ def relative_frequency(logits, ids, frequency, presence):
 BANS = "test_bans_worked_by_hand"
 
 
-@wrong("no_repeat_ngram", BANS, "each token is an n-gram that was there")
+@wrong("no_repeat_ngram", "test_bans_worked_by_hand", "they may overlap")
+def without_the_last_place(logits, ids, n):
+    """range(len - n): the n-gram that reaches the end is not looked at."""
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, got {n}")
+    logits = logits.clone()
+    for row, text in enumerate(ids.tolist()):
+        for i in range(len(text) - n):
+            if text[i : i + n - 1] == text[len(text) - n + 1 :]:
+                logits[row, text[i + n - 1]] = -INF
+    return logits
+
+
+@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "on the right")
+def padding_counts_behind_start(model, ids, mask, start=1):
+    """The mask is dropped where start is given: only right if start is behind it."""
+    surprisal, counts = scored(model, ids, mask, start)
+    if start > 1:
+        counts = torch.ones_like(counts)
+        counts[:, : start - 1] = False
+    return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
+
+
+@wrong("no_repeat_ngram", BANS, "With n = 1 each token was there")
 def begin_for_n_1_is_the_whole_text(logits, ids, n):
     """`row[-(n - 1) :]` with n = 1 is `row[0 :]`."""
     above_0(n)
@@ -468,6 +540,58 @@ def punished(logits, ids, cost, choose=max):
         for token, lengths in found.items():
             logits[row, token] -= cost(choose(lengths))
     return logits
+
+
+@wrong("dry", "test_matches_worked_by_hand", "A walk ends where the text begins")
+def the_walk_wraps_around(logits, ids, multiplier, base, allowed_length):
+    """text[i - length] goes on from the end when i - length is negative."""
+    if multiplier < 0 or base < 1 or allowed_length < 1:
+        raise ValueError("bad value")
+    logits = logits.clone()
+    for row, text in enumerate(ids.tolist()):
+        longest = Counter()
+        for i in range(len(text) - 1):
+            n = 0
+            while n < len(text) - 1 and text[i - n] == text[-1 - n]:
+                n += 1
+            longest[text[i + 1]] = max(n, longest[text[i + 1]])
+        for token, n in longest.items():
+            if n >= allowed_length:
+                logits[row, token] -= multiplier * base ** (n - allowed_length)
+    return logits
+
+
+@wrong("distinct_n", "test_distinct_worked_by_hand", "use tuples")
+def joined_words(texts, n):
+    """ab c and a bc become the same string."""
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, got {n}")
+    rows = [text.split() for text in texts]
+    grams = ["".join(r[i : i + n]) for r in rows for i in range(len(r) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+@wrong("distinct_n", "test_distinct_worked_by_hand", "A and a are different words")
+def lower_case(texts, n):
+    """Normalises the words."""
+    return reference("distinct_n")([text.lower() for text in texts], n)
+
+
+@wrong("mauve_small", "test_equal_sets_are_alike", ".item() makes one of")
+def a_tensor_in_place_of_a_number(p_features, q_features):
+    """trapezoid returns a tensor without dimensions."""
+    return torch.tensor(reference("mauve_small")(p_features, q_features))
+
+
+@wrong("self_bleu", "test_short_texts_are_references_too", "it is a reference for")
+def short_texts_are_left_out(texts):
+    """A text without 4-grams is no reference either."""
+    if len(texts) < 2:
+        raise ValueError(f"at least two texts, got {len(texts)}")
+    long = [text for text in texts if len(text.split()) > 3]
+    if len(long) < 2:
+        return reference("self_bleu")(texts)
+    return reference("self_bleu")(long) * len(long) / len(texts)
 
 
 @wrong("dry", MATCHES, "base ** 0 is 1")
@@ -703,6 +827,14 @@ def clipped_by_the_sum(texts):
 def the_shortest_reference(texts):
     """r is the shortest of all."""
     return mean_bleu(texts, nearest=lambda lengths, c: min(lengths))
+
+
+@wrong("self_bleu", "test_the_nearest_length_counts", "the shorter one")
+def the_first_of_two(texts):
+    """Of two lengths equally near the one that comes first."""
+    return mean_bleu(
+        texts, nearest=lambda ls, c: min(ls, key=lambda length: abs(length - c))
+    )
 
 
 @wrong("self_bleu", "test_the_nearest_length_counts", "the shorter one")

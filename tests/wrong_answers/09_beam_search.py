@@ -44,7 +44,7 @@ def best_of_all(model, ids, n, **options):
     return chosen(texts, picked.sum(-1))
 
 
-@wrong("exact_search", LIKELIEST, "That is the greedy text")
+@wrong("exact_search", LIKELIEST, "That begins as the greedy text")
 def greedy_text(model, ids, max_new_tokens):
     """The likeliest token each time."""
     if model.config.vocab_size**max_new_tokens > 100_000:
@@ -119,7 +119,7 @@ SUMS = "test_sums_worked_by_hand"
 LOOP = "test_steps_agree_with_a_loop"
 
 
-@wrong("beam_step", SUMS, "are the largest")
+@wrong("beam_step", SUMS, "The largest may continue")
 def scores_left_out(scores, logprobs, k):
     """The next token alone counts."""
     best, places = logprobs.flatten(1).topk(k, dim=-1)
@@ -133,7 +133,7 @@ def beam_and_token_changed_places(scores, logprobs, k):
     return best, token, beam
 
 
-@wrong("beam_step", SUMS, "the token is place % vocab")
+@wrong("beam_step", SUMS, "the beam is place // vocab")
 def divided_by_beams(scores, logprobs, k):
     """By the number of beams, not of tokens."""
     beams = logprobs.shape[1]
@@ -141,18 +141,29 @@ def divided_by_beams(scores, logprobs, k):
     return best, places // beams, places % beams
 
 
-@wrong("beam_step", SUMS, "are the largest")
+@wrong("beam_step", SUMS, "it is not the best token of each")
 def best_of_each_beam(scores, logprobs, k):
     """One continuation of each beam: K greedy searches."""
-    sums = scores[..., None] + logprobs
-    best, token = sums.max(-1)
-    beam = torch.arange(best.shape[1]).expand_as(best)
-    if k > best.shape[1]:
-        return step_of(scores, logprobs, k)
-    return best[:, :k] - 0.1, beam[:, :k], token[:, :k]
+    best, token = (scores[..., None] + logprobs).max(-1)
+    best, beam = best.topk(k, dim=-1)
+    return best, beam, token.gather(-1, beam)
 
 
-@wrong("beam_step", SUMS, "are the largest")
+@wrong("beam_step", "test_a_step_leaves_its_arguments_alone", "was changed")
+def added_in_place(scores, logprobs, k):
+    """The sums overwrite the log-probabilities."""
+    logprobs += scores[..., None]
+    return step_of(torch.zeros_like(scores), logprobs, k)
+
+
+@wrong("beam_step", SUMS, "should be torch.int64")
+def small_integers(scores, logprobs, k):
+    """gather will not take them."""
+    best, beam, token = step_of(scores, logprobs, k)
+    return best, beam.int(), token.int()
+
+
+@wrong("beam_step", SUMS, "The largest may continue")
 def smallest(scores, logprobs, k):
     """The least likely ones."""
     sums = (scores[..., None] + logprobs).flatten(1)
@@ -202,6 +213,20 @@ def greedy_is_kept():
     return torch.tensor([[0.0, 0.9, 0.1], [0.0, 0.9, 0.1], [0.0, 0.1, 0.9]])
 
 
+@wrong(
+    "counterexample",
+    "test_the_result_does_not_hang_on_equal_products",
+    "two products are equal",
+)
+def a_tie_at_the_first_step():
+    """Greedy takes 1 only because it comes before 2."""
+    even = [1 / 7] * 7
+    table = [[0.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0], [0.0] * 7, [0.0] * 7]
+    table[1][3], table[1][5], table[1][6] = 0.34, 0.33, 0.33
+    table[2][4] = table[2][6] = 0.5
+    return torch.tensor([*table, [1.0, *[0.0] * 6], even, even, even])
+
+
 @wrong("counterexample", TABLE, "row 0 sums to")
 def weights():
     """Not normalised."""
@@ -248,6 +273,18 @@ def multiplied(score, length, alpha):
     """The sign of the power."""
     one_or_more(length)
     return score * length**alpha
+
+
+@wrong(
+    "length_normalise",
+    "test_scores_that_were_given_stay_as_they_are",
+    "changes the caller's",
+)
+def divided_in_place(score, length, alpha):
+    """`/=` is a new number for a float, but not for a tensor."""
+    one_or_more(length)
+    score /= length**alpha
+    return score
 
 
 @wrong("length_normalise", NORMS, "length ** 0 is 1")
@@ -313,7 +350,15 @@ def copy_of_the_outside(cache, beam):
     return new
 
 
-@wrong("reorder_cache", FOLLOW, "In each layer")
+@wrong("reorder_cache", OLD, "return a copy, also when no row moves")
+def the_same_if_nothing_moves(cache, beam):
+    """A shortcut that hands the caller's cache back."""
+    if beam.equal(torch.arange(len(cache.layers[0].keys))):
+        return cache
+    return reorder_of(cache, beam)
+
+
+@wrong("reorder_cache", FOLLOW, "in every layer")
 def first_layer_only(cache, beam):
     """The other layers keep their rows."""
     new = reorder_of(cache, torch.arange(len(beam)) % 3)
@@ -322,7 +367,7 @@ def first_layer_only(cache, beam):
     return new
 
 
-@wrong("reorder_cache", FOLLOW, "the logits after reorder_cache")
+@wrong("reorder_cache", FOLLOW, "of the keys and of the values")
 def keys_only(cache, beam):
     """Values of other rows."""
     new, right = reorder_of(cache, torch.arange(len(beam)) % 3), reorder_of(cache, beam)
@@ -331,7 +376,7 @@ def keys_only(cache, beam):
     return new
 
 
-@wrong("reorder_cache", FOLLOW, "the logits after reorder_cache")
+@wrong("reorder_cache", FOLLOW, "row beam[i] of the old one")
 def the_inverse(cache, beam):
     """Row beam[i] becomes row i's."""
     return reorder_of(cache, beam.flip(0))
@@ -390,20 +435,31 @@ def searched(
         wanted = k if mistake == "k candidates" else k * max(2, 1 + len(eos_ids))
         scores, beam, token = step_of(scores, logprobs, wanted)
         done = torch.isin(token, ends) | (length == max_new_tokens)
+        ended = torch.isin(token, ends)
         allowed = wanted if mistake == "all may end" else k
         counted = length + (mistake == "one longer")
+        if mistake == "without the end":
+            counted = max(1, length - (length < max_new_tokens))
         counted += (ids.shape[1] - 1) * (mistake == "with the prompt")
         for i in range(batch):
             for j in range(allowed):
+                if mistake == "the last beams fill up" and len(finished[i]) >= k:
+                    done[i] &= ended[i]
                 if done[i, j] and (mistake == "never over" or not over[i]):
                     text = torch.cat(
                         [rows[first[i, 0] + beam[i, j]], token[i, j, None]]
                     )
                     score = norm_of(scores[i, j].item(), counted, length_penalty)
                     finished[i].append((score, text))
-            finished[i] = sorted(finished[i], key=lambda f: f[0], reverse=True)[:k]
+            kept = len(finished[i]) if mistake == "all are kept" else k
+            if mistake == "first come":
+                finished[i] = finished[i][:k]
+            finished[i] = sorted(finished[i], key=lambda f: f[0], reverse=True)[:kept]
             if mistake == "the first k" and len(finished[i]) == k:
                 over[i] = True
+        if mistake == "beams from the first k":
+            done = done | (torch.arange(wanted) >= k)
+        likeliest = scores[:, 0]
         scores, places = scores.masked_fill(done, -INF).topk(k, dim=-1)
         chosen = (first + beam.gather(-1, places)).flatten()
         fed = token.gather(-1, places).flatten()[:, None]
@@ -415,16 +471,21 @@ def searched(
         elif mistake != "cache stays":
             cache = reorder_of(cache, chosen)
         far = early_stopping == "never" and length_penalty > 0
-        if mistake == "never is False":
-            far = False
+        if mistake in ("never is False", "always far"):
+            far = mistake == "always far"
+        enough = 1 if mistake == "one is enough" else k
         for i in range(batch):
-            if len(finished[i]) == k:
+            if len(finished[i]) >= enough:
                 horizon = max_new_tokens if far else length
-                best = norm_of(scores[i, 0].item(), horizon, length_penalty)
+                running = (
+                    likeliest[i] if mistake == "an ended one runs" else scores[i, 0]
+                )
+                best = norm_of(running.item(), horizon, length_penalty)
                 full = early_stopping is True or (
                     early_stopping and mistake == "any truth"
                 )
-                over[i] |= full or best <= finished[i][-1][0]
+                rival = finished[i][0 if mistake == "the best as rival" else -1][0]
+                over[i] |= full or best <= rival
         if all(over) and mistake != "to the end":
             break
         if mistake == "to the end":
@@ -453,6 +514,8 @@ COUNTS = "test_the_score_counts_new_tokens_and_normalised_logits"
 CACHE = "test_the_cache_follows_the_beams_of_each_prompt"
 DROPPED = "test_an_end_at_place_three_is_dropped"
 EQUAL = "test_beams_equal_generate"
+BY_HAND = "test_ways_to_stop_worked_by_hand"
+LEFT = "test_two_beams_are_left_when_the_best_all_end"
 FED = "test_one_token_a_step_with_mask_and_positions"
 STOPS = "test_the_search_stops_when_nothing_can_win"
 
@@ -475,13 +538,34 @@ never_over = with_a_mistake(
     "test_a_search_that_is_over_takes_no_more_texts",
     "nothing is added while the other prompt goes on",
 )
-never_is_false = with_a_mistake("never is False", EQUAL, "early_stopping='never'")
-any_truth = with_a_mistake("any truth", EQUAL, "early_stopping='never'")
-first_k = with_a_mistake("the first k", EQUAL, "early_stopping=False")
-worst_text = with_a_mistake("the worst", DIFFERENT, "the best finished text")
-k_candidates = with_a_mistake(
-    "k candidates", "test_two_beams_are_left_when_the_best_all_end", "then K can go on"
+never_is_false = with_a_mistake(
+    "never is False", BY_HAND, "may still get -3.04 / 8 = -0.38"
 )
+any_truth = with_a_mistake("any truth", BY_HAND, "may still get -3.04 / 8 = -0.38")
+first_k = with_a_mistake("the first k", BY_HAND, "better than the worst of them: go on")
+always_far = with_a_mistake("always far", BY_HAND, "-3.04 / 3 = -1.01: it is over")
+best_as_rival = with_a_mistake(
+    "the best as rival", BY_HAND, "better than the worst of them: go on"
+)
+all_are_kept = with_a_mistake("all are kept", BY_HAND, "the best two finished are")
+last_beams_fill_up = with_a_mistake(
+    "the last beams fill up", BY_HAND, "The last step finishes it"
+)
+an_ended_one_runs = with_a_mistake(
+    "an ended one runs", EQUAL, "the mistake is in when a search is over"
+)
+first_come = with_a_mistake("first come", BY_HAND, "the best two finished are")
+without_the_end = with_a_mistake(
+    "without the end", BY_HAND, "two tokens: -1.29 / 2 = -0.65"
+)
+one_is_enough = with_a_mistake(
+    "one is enough", "test_one_finished_text_of_two_is_not_enough", "it takes two"
+)
+beams_from_the_first_k = with_a_mistake(
+    "beams from the first k", LEFT, "the first K that do not end"
+)
+worst_text = with_a_mistake("the worst", DIFFERENT, "the best finished text")
+k_candidates = with_a_mistake("k candidates", LEFT, "then K can go on")
 pads_with_0 = with_a_mistake("pads with 0", EQUAL, "pad_id=1")
 no_positions = with_a_mistake("no positions", FED, "give the model position_ids")
 no_cache = with_a_mistake("no cache", FED, "The prompt once")
@@ -552,7 +636,6 @@ def a_line_that_is_not_there():
 # --- diverse_beam_search --------------------------------------------------------------
 
 GROUPS = "test_groups_worked_by_hand"
-SLOW = "test_groups_agree_with_a_slow_search"
 
 
 def grouped(
@@ -570,6 +653,8 @@ def grouped(
             with torch.set_grad_enabled(mistake == "gradients"):
                 logprobs = model(texts).logits[:, -1].float().log_softmax(-1)
             seen = logprobs - diversity * counts
+            if mistake == "normalised again":
+                seen = seen.log_softmax(-1)
             if mistake == "rewards":
                 seen = logprobs + diversity * counts
             best, beam, token = step_of(scores[None], seen[None], size)
@@ -610,12 +695,21 @@ penalty_stays = diverse_with(
     "penalty stays", "test_a_small_penalty_changes_nothing", "it is not carried on"
 )
 rewards_the_same = diverse_with("rewards", GROUPS, "takes token 1")
+normalised_again = diverse_with(
+    "normalised again",
+    "test_penalised_values_are_not_normalised_again",
+    "which are not normalised again",
+)
 sorted_anew = diverse_with(
     "sorted anew",
     "test_in_a_group_the_order_is_that_of_the_choice",
     "first 2, then 0",
 )
-never_forgets = diverse_with("never forgets", SLOW, "diverse_beam_search with")
+never_forgets = diverse_with(
+    "never forgets",
+    "test_a_small_penalty_changes_nothing",
+    "At each step the counts begin at 0",
+)
 there_or_not = diverse_with(
     "there or not", "test_each_earlier_beam_counts", "the penalty is 0.6"
 )
@@ -627,6 +721,22 @@ keeps_gradients = diverse_with(
     "test_the_diverse_search_leaves_its_prompt_alone",
     "torch.no_grad()",
 )
+
+
+@wrong(
+    "diverse_beam_search",
+    "test_groups_that_do_not_divide_the_beams_are_refused",
+    "2 beams in -1 groups",
+)
+def negative_groups(model, ids, num_beams, num_groups, diversity, max_new_tokens):
+    """Only 0 is refused; -1 divides everything."""
+    if num_groups == 0 or num_beams % num_groups:
+        raise ValueError(f"{num_beams} beams do not make {num_groups} groups")
+    return grouped(
+        model, ids, num_beams, abs(num_groups), diversity, max_new_tokens, check=False
+    )
+
+
 any_groups = diverse_with(
     "",
     "test_groups_that_do_not_divide_the_beams_are_refused",
