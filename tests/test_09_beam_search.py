@@ -557,8 +557,8 @@ def test_ways_to_stop_worked_by_hand(beam_search, early, wanted, p, why):
 @pytest.mark.parametrize("early", [True, False, "never"])
 def test_one_finished_text_of_two_is_not_enough(beam_search, early):
     # The end at once (0.6), or 3 (0.3) and then the end for certain.
-    model = Markov([[0.0, 0.0, 0.6, 0.3, 0.1], *[[0.2] * 5] * 2, [0.0, 0, 1, 0, 0]])
-    model.table = torch.cat([model.table, torch.full((1, 5), 0.2)])
+    even = [0.2] * 5
+    model = Markov([[0.0, 0.0, 0.6, 0.3, 0.1], even, even, [0.0, 0, 1, 0, 0], even])
     ids = torch.tensor([[0]])
     call = f"beam_search with K = 2, length_penalty 2 and {early=}"
     got, score = a_pair(

@@ -118,6 +118,16 @@ def start_counts_real_tokens(model, ids, mask, start=1):
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
+@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "on the right")
+def padding_counts_behind_start(model, ids, mask, start=1):
+    """The mask is dropped where start is given: only right if start is behind it."""
+    surprisal, counts = scored(model, ids, mask, start)
+    if start > 1:
+        counts = torch.ones_like(counts)
+        counts[:, : start - 1] = False
+    return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
+
+
 @wrong("perplexity", "test_a_long_text_is_no_problem", "add logarithms")
 def a_product_of_probabilities(model, ids, mask, start=1):
     """The geometric mean as it stands in the book."""
@@ -415,16 +425,6 @@ def without_the_last_place(logits, ids, n):
     return logits
 
 
-@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "on the right")
-def padding_counts_behind_start(model, ids, mask, start=1):
-    """The mask is dropped where start is given: only right if start is behind it."""
-    surprisal, counts = scored(model, ids, mask, start)
-    if start > 1:
-        counts = torch.ones_like(counts)
-        counts[:, : start - 1] = False
-    return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
-
-
 @wrong("no_repeat_ngram", BANS, "With n = 1 each token was there")
 def begin_for_n_1_is_the_whole_text(logits, ids, n):
     """`row[-(n - 1) :]` with n = 1 is `row[0 :]`."""
@@ -561,6 +561,12 @@ def the_walk_wraps_around(logits, ids, multiplier, base, allowed_length):
     return logits
 
 
+@wrong("distinct_n", "test_distinct_worked_by_hand", "A and a are different words")
+def lower_case(texts, n):
+    """Normalises the words."""
+    return reference("distinct_n")([text.lower() for text in texts], n)
+
+
 @wrong("distinct_n", "test_distinct_worked_by_hand", "use tuples")
 def joined_words(texts, n):
     """ab c and a bc become the same string."""
@@ -569,29 +575,6 @@ def joined_words(texts, n):
     rows = [text.split() for text in texts]
     grams = ["".join(r[i : i + n]) for r in rows for i in range(len(r) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-@wrong("distinct_n", "test_distinct_worked_by_hand", "A and a are different words")
-def lower_case(texts, n):
-    """Normalises the words."""
-    return reference("distinct_n")([text.lower() for text in texts], n)
-
-
-@wrong("mauve_small", "test_equal_sets_are_alike", ".item() makes one of")
-def a_tensor_in_place_of_a_number(p_features, q_features):
-    """trapezoid returns a tensor without dimensions."""
-    return torch.tensor(reference("mauve_small")(p_features, q_features))
-
-
-@wrong("self_bleu", "test_short_texts_are_references_too", "it is a reference for")
-def short_texts_are_left_out(texts):
-    """A text without 4-grams is no reference either."""
-    if len(texts) < 2:
-        raise ValueError(f"at least two texts, got {len(texts)}")
-    long = [text for text in texts if len(text.split()) > 3]
-    if len(long) < 2:
-        return reference("self_bleu")(texts)
-    return reference("self_bleu")(long) * len(long) / len(texts)
 
 
 @wrong("dry", MATCHES, "base ** 0 is 1")
@@ -823,6 +806,17 @@ def clipped_by_the_sum(texts):
     return mean_bleu(texts, most=lambda a, b: a + b)
 
 
+@wrong("self_bleu", "test_short_texts_are_references_too", "it is a reference for")
+def short_texts_are_left_out(texts):
+    """A text without 4-grams is no reference either."""
+    if len(texts) < 2:
+        raise ValueError(f"at least two texts, got {len(texts)}")
+    long = [text for text in texts if len(text.split()) > 3]
+    if len(long) < 2:
+        return reference("self_bleu")(texts)
+    return reference("self_bleu")(long) * len(long) / len(texts)
+
+
 @wrong("self_bleu", "test_the_nearest_length_counts", "r is the nearest length")
 def the_shortest_reference(texts):
     """r is the shortest of all."""
@@ -893,6 +887,12 @@ def curve(p, q, c=5.0, towards=False):
         x, y = torch.exp(-c * kl(q, mixed)), torch.exp(-c * kl(p, mixed))
     one, zero = torch.ones(1).double(), torch.zeros(1).double()
     return torch.cat([one, x, zero]), torch.cat([zero, y, one])
+
+
+@wrong("mauve_small", "test_equal_sets_are_alike", ".item() makes one of")
+def a_tensor_in_place_of_a_number(p_features, q_features):
+    """trapezoid returns a tensor without dimensions."""
+    return torch.tensor(reference("mauve_small")(p_features, q_features))
 
 
 @wrong("mauve_small", EQUAL, "the area between (1, 0) and (0, 1) is 1")
