@@ -17,7 +17,7 @@ BY_HAND = "test_perplexity_worked_by_hand"
 PADDED = "test_padding_changes_nothing"
 
 
-def scored(model, ids, mask, start, shift=1, positions=True, no_grad=True):
+def scored(model, ids, mask, start, shift=1, positions=True, no_grad=True, upcast=True):
     """Surprisals and what counts, with a mistake where one is asked for."""
     if start < 1:
         raise ValueError(f"start must be 1 or more, got {start}")
@@ -25,7 +25,8 @@ def scored(model, ids, mask, start, shift=1, positions=True, no_grad=True):
     if positions:
         options["position_ids"] = position_ids(mask)
     with torch.set_grad_enabled(not no_grad):
-        logits = model(ids, **options).logits.float()
+        logits = model(ids, **options).logits
+    logits = logits.float() if upcast else logits
     logprobs = logits[:, : ids.shape[1] - shift].log_softmax(-1)
     surprisal = -logprobs.gather(-1, ids[:, shift:, None])[..., 0]
     if shift == 0:
@@ -143,16 +144,8 @@ def a_product_of_probabilities(model, ids, mask, start=1):
 )
 def softmax_in_half_precision(model, ids, mask, start=1):
     """float32 only at the end."""
-    if start < 1:
-        raise ValueError(f"start must be 1 or more, got {start}")
-    with torch.no_grad():
-        logits = model(
-            ids, attention_mask=mask, position_ids=position_ids(mask)
-        ).logits[:, :-1]
-    picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    counts = (mask[:, 1:] * mask[:, :-1]).bool()
-    counts[:, : start - 1] = False
-    total = torch.where(counts, -picked.float(), 0).sum(-1)
+    surprisal, counts = scored(model, ids, mask, start, upcast=False)
+    total = torch.where(counts, surprisal.float(), 0).sum(-1)
     return (total / counts.sum(-1)).exp()
 
 
