@@ -5,11 +5,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "lessons"
 SOLUTIONS = ROOT / "solutions"
-TESTS = ROOT / "tests"
+TESTS = ROOT / "tests" / "lessons"
 
 
 def tests_of(lesson: str) -> Path:
-    """The test file of a lesson: "04_top_k" -> tests/test_04_top_k.py."""
+    """The test file of a lesson: "04_top_k" -> tests/lessons/test_04_top_k.py."""
     return TESTS / f"test_{lesson}.py"
 
 

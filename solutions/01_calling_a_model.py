@@ -42,7 +42,8 @@ import re
 import httpx
 import matplotlib.pyplot as plt
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load, serve
 
 if os.environ.get("OPENAI_BASE_URL"):

@@ -29,7 +29,8 @@ import matplotlib.pyplot as plt
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load, random_llama
 
 logging.set_verbosity_error()

@@ -24,7 +24,8 @@ import torch
 # %%
 import matplotlib.pyplot as plt
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load
 
 model, tokenizer = load()

@@ -29,7 +29,8 @@ pick_sample = carry("pick_sample")
 # %%
 import matplotlib.pyplot as plt
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load
 
 model, tokenizer = load()

@@ -31,7 +31,8 @@ top_k_filter = carry("top_k_filter")
 # %%
 import matplotlib.pyplot as plt
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load
 
 model, tokenizer = load()

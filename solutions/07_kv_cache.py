@@ -34,7 +34,8 @@ import time
 
 import matplotlib.pyplot as plt
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load
 
 model, tokenizer = load()

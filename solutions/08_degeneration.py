@@ -22,7 +22,7 @@ from collections import Counter
 import torch
 
 from course import carry
-from course.measures import clusters, human_texts
+from course.kit.measures import clusters, human_texts
 
 top_k_filter = carry("top_k_filter")
 top_p_filter = carry("top_p_filter")
@@ -39,7 +39,8 @@ decode_cached = carry("decode_cached")
 import matplotlib.pyplot as plt
 from transformers import LogitsProcessorList
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load
 
 model, tokenizer = load()

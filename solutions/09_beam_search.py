@@ -34,7 +34,8 @@ import textwrap
 
 import matplotlib.pyplot as plt
 
-from course import check, figures
+from course import check
+from course.kit import figures
 from tiny_models import load, random_llama
 
 model, tokenizer = load()

@@ -1,0 +1,46 @@
+"""`carry("decode")`: an earlier lesson's exercise, to build on."""
+
+from pathlib import Path
+
+from course.checks import checking, explain, notebook, plugin
+from course.paths import LESSONS, SOLUTIONS, lesson_names, tests_of
+
+REASONS = {
+    explain.DONE: None,
+    explain.WRONG: "yours does not pass its checks yet",
+    explain.TO_DO: "you have not written yours yet",
+}
+
+
+def carry(name: str):
+    """Your own `name` from its lesson's saved notebook if it passes its checks, else
+    the course's reference; prints which.
+
+    Always the reference in solutions/, and while a saved notebook is being checked.
+    Raises LookupError when no lesson has an exercise of that name.
+    """
+    lesson = _lesson_of(name)
+    reference = plugin.loaded(SOLUTIONS / f"{lesson}.ipynb").get(name)
+    if notebook.loading.get():
+        return reference
+    if Path.cwd().resolve() == SOLUTIONS.resolve():
+        print(f"{name}: the reference, from lesson {lesson[:2]}")
+        return reference
+    saved = LESSONS / f"{lesson}.ipynb"
+    try:
+        mine = plugin.exercise_of(saved, name)
+        why = REASONS[checking.state_of(name, mine)]
+    except notebook.NotebookProblem as problem:
+        mine, why = None, str(problem)
+    if why is None:
+        print(f"{name}: your own, from lessons/{lesson}.ipynb")
+        return mine
+    print(f"{name}: the reference, since {why}")
+    return reference
+
+
+def _lesson_of(name: str) -> str:
+    for lesson in lesson_names():
+        if tests_of(lesson) in checking.test_files(name):
+            return lesson
+    raise LookupError(f"no lesson has an exercise called {name!r}")

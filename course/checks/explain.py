@@ -1,0 +1,196 @@
+"""Turn what a check raised into a sentence for the learner."""
+
+import builtins
+import sysconfig
+import textwrap
+import traceback
+from dataclasses import dataclass
+
+import pytest
+
+from course.checks.limits import TimeLimit
+from course.paths import ROOT
+
+DONE, WRONG, TO_DO = "done", "wrong", "to do"
+NOT_TRIED = "not tried, since an earlier check did not end"
+WIDTH = 100
+
+# Code under these is not the learner's.
+_OTHERS = (
+    str(ROOT / "course"),
+    str(ROOT / "tests"),
+    str(ROOT / "tiny_models"),
+    sysconfig.get_paths()["stdlib"],
+    sysconfig.get_paths()["purelib"],
+    sysconfig.get_paths()["platlib"],
+    "<frozen",
+)
+
+
+class Unwritten(NotImplementedError):
+    """An earlier test has met the stub already. The message is that test's."""
+
+
+@dataclass
+class Verdict:
+    """The outcome of one test: DONE, WRONG or TO_DO, and a sentence unless DONE."""
+
+    state: str
+    text: str = ""
+
+
+def verdict(exercise: str, error: BaseException | None) -> Verdict:
+    """What `error`, raised by a test of `exercise`, means for the learner."""
+    if error is None:
+        return Verdict(DONE)
+    frame = learners_frame(error)
+    if isinstance(error, Unwritten):
+        return Verdict(TO_DO, str(error))
+    if isinstance(error, NotImplementedError) and _raised_by_a_line(error):
+        return Verdict(TO_DO, _unwritten(exercise, error))
+    if isinstance(error, TimeLimit):
+        text = f"still running after {error.seconds:g} s, so it was stopped. Does the "
+        text += "loop end?"
+    elif isinstance(error, pytest.fail.Exception) or _is_ours(error):
+        return Verdict(WRONG, _first_part(error))
+    elif isinstance(error, SystemExit):
+        text = "it calls exit(), which would end the notebook: return or raise instead"
+    elif isinstance(error, MemoryError) or "t allocate memory" in safe_text(error):
+        text = "it asks for more memory than there is"
+    elif isinstance(error, RecursionError):
+        text = "it calls itself without an end (RecursionError)"
+    else:
+        text = f"{type(error).__name__}: {safe_text(error)}" + _shadowed(error)
+        if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
+            text += (
+                ". A check of the saved notebook runs only the cells that came with "
+                "the lesson for set-up and exercises: put imports and helpers of your "
+                "own in the exercise's cell."
+            )
+    if frame is not None:
+        text += f"\n    at line {frame.lineno} of {frame.name}: {frame.line}"
+    return Verdict(WRONG, text)
+
+
+def learners_frame(error: BaseException):
+    """The innermost line of the learner's own code in a traceback, or None."""
+    try:
+        frames = traceback.extract_tb(error.__traceback__)
+    except Exception:
+        return None
+    mine = [f for f in frames if f.line and not f.filename.startswith(_OTHERS)]
+    return mine[-1] if mine else None
+
+
+def _shadowed(error) -> str:
+    """Where a variable of the learner's hides a builtin: `sum = 3`, then `sum(x)`."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    if not isinstance(error, TypeError) or "not callable" not in str(error) or not tb:
+        return ""
+    code, names = tb.tb_frame.f_code, tb.tb_frame.f_globals
+    hidden = [n for n in code.co_names if n in names and hasattr(builtins, n)]
+    return "".join(
+        f". A variable of yours called `{name}` hides Python's own: `del {name}`"
+        for name in hidden
+        if not callable(names[name])
+    )
+
+
+def safe_text(error: BaseException, limit: int = 600) -> str:
+    """str(error), even where that itself raises, cut to a readable length."""
+    try:
+        text = str(error)
+    except BaseException as broken:
+        return f"(its message cannot be shown: {type(broken).__name__})"
+    return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def _raised_by_a_line(error) -> bool:
+    """Raised by a `raise`, as in a stub. torch raises NotImplementedError from C, for
+    what it cannot do with a dtype or a device."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = frames[-1].line if frames else ""
+    return not line or line.startswith("raise")
+
+
+def _is_ours(error) -> bool:
+    """An assertion of the check, not one in the learner's own code."""
+    if not isinstance(error, AssertionError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or frames[-1].filename.startswith(_OTHERS)
+
+
+def _first_part(error) -> str:
+    """Our sentence, without pytest's own rendering of the assert statement."""
+    return safe_text(error, 4000).split("\nassert ")[0].strip()
+
+
+def _unwritten(exercise: str, error) -> str:
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    code = tb.tb_frame.f_code if tb is not None else None
+    name = code.co_name if code is not None else exercise
+    if name == exercise or name.startswith("<"):
+        return f"{exercise} is not written yet"
+    if code is not None and _is_method(tb.tb_frame):
+        return f"{exercise}.{name} is not written yet"
+    return f"{name} is not written yet, and {exercise} calls it: write {name} first"
+
+
+def _is_method(frame) -> bool:
+    return "self" in frame.f_locals or "cls" in frame.f_locals
+
+
+# --- the report on an exercise --------------------------------------------------------
+
+
+def by_title(results: list[tuple[str, Verdict]]) -> dict[str, list[Verdict]]:
+    """The verdicts of each check: the cases of a test share a title."""
+    cases = {}
+    for title, verdict in results:
+        cases.setdefault(title, []).append(verdict)
+    return cases
+
+
+def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
+    """What a learner reads of one exercise's tests, (title, verdict) each, and its
+    state: TO_DO if any part is not written, else WRONG if any test fails."""
+    for _, verdict in results:
+        if verdict.state == TO_DO:
+            advice = "fill in its cell, run it, then run this cell again."
+            return f"… {verdict.text}: {advice}", TO_DO
+    lines, told, again = [], set(), []
+    for title, verdicts in by_title(results).items():
+        wrong = next((v for v in verdicts if v.state == WRONG), None)
+        if wrong is None:
+            lines.append(f"✓ {title}")
+        elif _cause(wrong.text) in told:
+            again.append(title)
+        else:
+            lines.append(f"✗ {title}: {wrong.text}")
+            told.add(_cause(wrong.text))
+    if again:
+        lines.append(f"✗ and, for the same reason: {', '.join(again)}")
+    text = "\n".join(_wrapped(line) for line in "\n".join(lines).splitlines())
+    return text, WRONG if told else DONE
+
+
+def _cause(text: str) -> str:
+    """What two failures have in common when one mistake explains both."""
+    if "returned None" in text:
+        return "returned None"
+    if text == NOT_TRIED or text.startswith("still running"):
+        return "still running"
+    return text
+
+
+def _wrapped(line: str) -> str:
+    """A line broken between words: JupyterLab breaks long ones inside them."""
+    if len(line) <= WIDTH:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

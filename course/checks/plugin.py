@@ -1,0 +1,272 @@
+"""The pytest plugin of the course.
+
+Three ways to run the same tests (tests/lessons/test_NN_topic.py):
+  check(f)                        in a notebook, on the function as it stands there
+  pytest lessons/04_top_k.ipynb   on a saved notebook, or a folder of notebooks
+  pytest                          maintainers: on solutions/, and the rest of the suite
+"""
+
+import contextlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from course.checks import explain, notebook
+from course.checks.limits import SECONDS, TimeLimit, contained
+from course.paths import LESSONS, SOLUTIONS, shown, tests_of
+
+LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
+VERDICT = pytest.StashKey[explain.Verdict]()
+TABLE = pytest.StashKey[dict]()
+# (notebook, exercise) -> what to raise at once in its further tests: it is a stub, or
+# did not end.
+KNOWN = pytest.StashKey[dict]()
+THREADS = pytest.StashKey[int]()
+EXERCISE_ATTRIBUTE = "_course_exercise"
+
+
+def exercise(name: str):
+    """A fixture called `name` that hands a test the learner's function or class."""
+
+    @pytest.fixture(name=name)
+    def learners(request):
+        known = request.config.stash[KNOWN].get((_book_of(request.node), name))
+        if known is not None:
+            raise known.with_traceback(None)  # which would grow with each raise
+        live = request.config.stash.get(LIVE, {})
+        if name in live:
+            return live[name]
+        return exercise_of(_book_of(request.node), name)
+
+    setattr(learners, EXERCISE_ATTRIBUTE, name)
+    return learners
+
+
+@pytest.fixture
+def seed() -> int:
+    """Of the draws in a statistical test, which tests/making/test_statistics.py runs
+    with others. Such a test is marked `draws`."""
+    return 0
+
+
+def exercises_of(module) -> list[str]:
+    """The names of a test module's exercises, in the order of its file."""
+    values = vars(module).values()
+    return [v for x in values if (v := getattr(x, EXERCISE_ATTRIBUTE, None))]
+
+
+@lru_cache(maxsize=64)
+def _load(path: Path, stamp: float):
+    return notebook.load(path)
+
+
+def loaded(path: Path) -> notebook.Loaded:
+    """The notebook's namespace, run again only when its file has changed."""
+    with contextlib.suppress(FileNotFoundError):
+        return _load(path, path.stat().st_mtime)
+    raise notebook.NotebookProblem(f"there is no notebook {shown(path)}")
+
+
+def exercise_of(path: Path, name: str):
+    """Exercise `name` of a saved notebook. Where it calls another exercise of the same
+    lesson that is still a stub, it gets the reference, so that each stands alone."""
+    book = loaded(path)
+    mine = book.get(name)
+    if path.parent == SOLUTIONS:
+        return mine
+    reference = loaded(SOLUTIONS / path.name)
+    for other, source in book.sources.items():
+        stub = "raise NotImplementedError" in source and other != name
+        theirs = reference.exercises.get(other) if stub else None
+        book.namespace[other] = theirs or book.exercises[other]
+    return mine
+
+
+# --- notebooks as test files ----------------------------------------------------------
+
+
+class Notebook(pytest.File):
+    """A lesson's notebook: its tests are those of tests/lessons/test_<lesson>.py."""
+
+    def collect(self):
+        tests = tests_of(self.path.stem)
+        yield ExerciseTests.from_parent(self, path=tests, nodeid=self.nodeid)
+
+
+class ExerciseTests(pytest.Module):
+    pass
+
+
+def pytest_configure(config):
+    # Plain `pytest` also executes the reference notebooks, cell by cell.
+    # One thread for kernels and other child processes: no slower with models this
+    # small, and far faster when something else has the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    no_arguments = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if no_arguments and hasattr(config.option, "nbval_lax"):
+        config.option.nbval_lax = True
+        config.option.current_env = True
+        config.option.nbval_cell_timeout = 240
+    config.stash[TABLE] = {}
+    config.stash[KNOWN] = {}
+
+
+def pytest_sessionstart(session):
+    # Tiny models are slower on several threads.
+    session.config.stash[THREADS] = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def pytest_collect_file(file_path, parent):
+    option = parent.config.option
+    under_nbval = getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)
+    if file_path.suffix != ".ipynb" or under_nbval:
+        return None
+    if ".ipynb_checkpoints" in file_path.parts or not tests_of(file_path.stem).exists():
+        return None
+    return Notebook.from_parent(parent, path=file_path)
+
+
+def pytest_collection_modifyitems(items, config):
+    for item in items:
+        # So that `-k top_k_filter` chooses the tests of one exercise.
+        item.extra_keyword_matches.update(exercises_asked_for(item))
+        if LIVE in config.stash or item.getparent(Notebook):
+            # Learners read our sentence; pytest's own takes longer than most tests.
+            item.repr_failure = lambda *_, **__: ""
+
+
+def exercises_asked_for(item) -> list[str]:
+    module = getattr(item, "module", None)
+    names = getattr(item, "fixturenames", ())
+    return [n for n in exercises_of(module) if n in names] if module else []
+
+
+def _book_of(item) -> Path:
+    """The notebook that a test looks at: the one it was collected from, else the
+    reference."""
+    book = item.getparent(Notebook)
+    if book is not None:
+        return book.path
+    return SOLUTIONS / (item.path.stem.removeprefix("test_") + ".ipynb")
+
+
+# --- running a test of an exercise ----------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    names = exercises_asked_for(pyfuncitem)
+    if not names:
+        return (yield)
+    marker = pyfuncitem.get_closest_marker("limit")
+    seconds = marker.args[0] if marker else SECONDS
+    try:
+        with contained(seconds):
+            return (yield)
+    except TimeLimit as error:
+        for name in names:
+            failed = pytest.fail.Exception(explain.NOT_TRIED, pytrace=False)
+            pyfuncitem.config.stash[KNOWN][_book_of(pyfuncitem), name] = failed
+        raise _Stopped(error) from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _Stopped(error) from error
+
+
+class _Stopped(Exception):
+    """Carries an error that pytest would take as its own."""
+
+
+def real_error(error):
+    return error.__cause__ if isinstance(error, _Stopped) else error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    names = exercises_asked_for(item)
+    if not names or (call.when != "call" and call.excinfo is None):
+        return report
+    error = real_error(call.excinfo.value) if call.excinfo else None
+    result = explain.verdict(names[0], error)
+    item.stash[VERDICT] = result
+    if result.state == explain.TO_DO:
+        for name in names:
+            unwritten = explain.Unwritten(result.text)
+            item.config.stash[KNOWN].setdefault((_book_of(item), name), unwritten)
+    report.state = result.state
+    book = item.getparent(Notebook)
+    if book is None:
+        return report
+    report.for_learner = True
+    rows = item.config.stash[TABLE].setdefault(book.path, {})
+    for name in names:
+        rows.setdefault(name, []).append((title(item), result))
+    if result.state == explain.TO_DO:
+        report.outcome = "skipped"
+        report.longrepr = (str(book.path), 0, result.text)
+    return report
+
+
+def title(item) -> str:
+    """The invariant that a test holds, in words: its name."""
+    name = getattr(item, "originalname", None) or item.name
+    return name.removeprefix("test_").replace("_", " ")
+
+
+def pytest_report_teststatus(report):
+    """Categories of our own keep pytest from printing a section for each test; the
+    table at the end says it all, once."""
+    if not getattr(report, "for_learner", False) or report.passed:
+        return None
+    if report.state == explain.TO_DO:
+        return "to do", "-", "TO DO"
+    return "wrong", "F", "WRONG"
+
+
+# --- the progress table ---------------------------------------------------------------
+
+
+def pytest_sessionfinish(session, exitstatus):
+    torch.set_num_threads(session.config.stash[THREADS])
+    table = session.config.stash[TABLE].values()
+    states = {explain.report(r)[1] for rows in table for r in rows.values()}
+    if exitstatus == pytest.ExitCode.OK and states - {explain.DONE}:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    table = config.stash[TABLE]
+    if not table:
+        return
+    out = terminalreporter
+    out.section("exercises")
+    totals = dict.fromkeys((explain.DONE, explain.WRONG, explain.TO_DO), 0)
+    width = max(len(name) for rows in table.values() for name in rows)
+    colours = {explain.DONE: "green", explain.WRONG: "red", explain.TO_DO: "yellow"}
+    signs = {explain.DONE: "✓", explain.WRONG: "✗", explain.TO_DO: "…"}
+    for path in sorted(table):
+        out.write_line(shown(path))
+        for name, results in table[path].items():
+            text, state = explain.report(results)
+            totals[state] += 1
+            checks = explain.by_title(results).values()
+            passed = sum(
+                all(v.state == explain.DONE for v in cases) for cases in checks
+            )
+            note = f"{passed} of {len(checks)} checks pass"
+            line = f"  {signs[state]} {name:<{width}}  {state:<5}  "
+            line += note if state != explain.TO_DO else ""
+            out.write_line(line.rstrip(), **{colours[state]: True})
+            if state == explain.WRONG:
+                wrong = [x for x in text.splitlines() if not x.startswith("✓")]
+                out.write_line("\n".join(f"      {x}" for x in wrong))
+    told = ", ".join(f"{n} {state}" for state, n in totals.items())
+    out.write_line(f"{sum(totals.values())} exercises: {told}")
+    if any(path.is_relative_to(LESSONS) for path in table):
+        out.write_line("(read from the saved notebooks: save before you check)")

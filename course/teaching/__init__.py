@@ -1,0 +1,1 @@
+"""Grading, nbgrader, slides, the site and the guide."""

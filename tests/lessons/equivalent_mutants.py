@@ -1,0 +1,216 @@
+"""Mutants of the reference answers that compute the same, and why.
+
+exercise -> {change, as `python start.py trust` prints it: reason}
+"""
+# ruff: noqa: E501
+
+ONE_CHOICE = "there is one choice, since nobody asked for more"
+BEFORE_THE_TEMPERATURE = "the API reports log-probabilities before the temperature"
+DEFAULT = "return_dict=True is the default since transformers 5"
+ONE_ROW = "there is one row"
+ON_THE_CPU = "makes a difference on a GPU only, and tests run without one"
+
+USE_CACHE = "use_cache=True is the default of these models"
+THE_LAST_IS_THE_DEFAULT = "sort works on the last dimension by default"
+TO_THE_LAST_BIT = "differs only where two rounded numbers are equal to the last bit"
+FLOAT32 = "float32 is precise enough for the tolerance"
+FINE = "any fine grid of mixtures gives the area within the tolerance"
+SINGLE = "the models of the checks compute in float32"
+LAST = "after the last step no beam runs, so the search is over"
+MORE = "more candidates change nothing: K may end, K go on"
+
+EQUIVALENT = {
+    "stream_text": {
+        "and chunk.choices[0].delta.content: → and chunk.choices[-1].delta.content:": (
+            ONE_CHOICE
+        ),
+        "yield chunk.choices[0].delta.content → yield chunk.choices[-1].delta.content": (
+            ONE_CHOICE
+        ),
+    },
+    "top_alternatives": {
+        "max_tokens=1, temperature=0, logprobs=True, top_logprobs → "
+        "max_tokens=1, logprobs=True, top_logprobs": BEFORE_THE_TEMPERATURE,
+        "=1, temperature=0, logprobs=True, → =1, temperature=1, logprobs=True,": (
+            BEFORE_THE_TEMPERATURE
+        ),
+        "= response.choices[0].logprobs.content[ → "
+        "= response.choices[-1].logprobs.content[": ONE_CHOICE,
+    },
+    "build_prompt": {
+        "return_tensors='pt', return_dict=True) → return_tensors='pt')": DEFAULT,
+    },
+    "new_text": {
+        "new = output_ids[0, input_ids.shape[ → new = output_ids[-1, input_ids.shape[": (
+            ONE_ROW
+        ),
+    },
+    "reply_batch": {
+        "='pt', return_dict=True, tokenizer_kwargs={'padding_side' → "
+        "='pt', tokenizer_kwargs={'padding_side'": DEFAULT,
+    },
+    "token_logprobs": {
+        "[..., 0] → [..., -1]": "the last dimension has size 1",
+        "logits[:, :-1].float() → logits[:, :].float()": (
+            "gather reads as many positions as there are tokens, and not the last"
+        ),
+    },
+    "attention_map": {
+        ".attentions[layer][0] → .attentions[layer][-1]": ONE_ROW,
+        "model(ids[:1], output_attentions=True → model(ids[:], output_attentions=True": (
+            "row 0 of all rows: the same, with more work"
+        ),
+        "model(ids[:1], output_attentions=True → model(ids[:2], output_attentions=True": (
+            "row 0 of two rows: the same, with more work"
+        ),
+    },
+    "is_finished": {
+        ".tensor(eos_ids, dtype=torch.long, device=new_tokens.device) → "
+        ".tensor(eos_ids, device=new_tokens.device)": (
+            "an empty list makes a float tensor, in which no token is found either"
+        ),
+        "dtype=torch.long, device=new_tokens.device) return torch. → "
+        "dtype=torch.long) return torch.": ON_THE_CPU,
+    },
+    "decode_cached": {
+        "dtype=torch.bool, device=ids.device) fed, cache → dtype=torch.bool) fed, cache": ON_THE_CPU,
+        "], past_key_values=cache, use_cache=True) cache = → ], past_key_values=cache) cache =": USE_CACHE,
+    },
+    "decode_batch": {
+        "dtype=torch.bool, device=ids.device) for _ → dtype=torch.bool) for _": (
+            ON_THE_CPU
+        ),
+    },
+    "stop_at": {
+        "range(len(held)): if any → range(len(held) + 1): if any": (
+            "what it finds at the end is the empty text, and holds back nothing"
+        ),
+    },
+    "CustomDecoder": {
+        "model = model self.tokenizer = tokenizer def generate(self → "
+        "model = model pass def generate(self": (
+            "generate does not need it; it is for those who use the decoder"
+        ),
+        "if eos_ids else 0 if attention_mask is → "
+        "if eos_ids else 1 if attention_mask is": (
+            "without EOS ids no row finishes, so nothing is padded"
+        ),
+        "if eos_ids else 0 if attention_mask is → "
+        "if eos_ids else -1 if attention_mask is": (
+            "without EOS ids no row finishes, so nothing is padded"
+        ),
+    },
+    "top_p_filter": {
+        "= logits.sort(dim=-1, descending=True) probabilities → = logits.sort(descending=True) probabilities": THE_LAST_IS_THE_DEFAULT,
+        "= before >= top_p remove_ordered[: → = before > top_p remove_ordered[:": TO_THE_LAST_BIT,
+    },
+    "typical_filter": {
+        "abs().argsort(dim=-1) ordered = → abs().argsort() ordered =": THE_LAST_IS_THE_DEFAULT,
+        "- ordered >= typical_p remove = → - ordered > typical_p remove =": TO_THE_LAST_BIT,
+    },
+    "eta_filter": {
+        ".masked_fill(probabilities < eta, float( → .masked_fill(probabilities <= eta, float(": TO_THE_LAST_BIT,
+    },
+    "xtc_filter": {
+        ") chosen = (draws < probability).to(logits.device) probabilities = logits → ) chosen = draws < probability probabilities = logits": ON_THE_CPU,
+        ".masked_fill(probabilities < threshold, float( → .masked_fill(probabilities <= threshold, float(": TO_THE_LAST_BIT,
+        "= (draws < probability).to( → = (draws <= probability).to(": TO_THE_LAST_BIT,
+    },
+    "Mirostat": {
+        "= (surprisal > self.mu) → = (surprisal >= self.mu)": TO_THE_LAST_BIT,
+    },
+    "attention_with_cache": {
+        "dtype=torch.bool, device=q.device) scores = → dtype=torch.bool) scores =": ON_THE_CPU,
+    },
+    "cached_step": {
+        "token, past_key_values=cache, use_cache=True) return (output → token, past_key_values=cache) return (output": USE_CACHE,
+    },
+    "rollback": {
+        ") if not 0 <= n → ) if not -1 <= n": "crop refuses it with a ValueError, too",
+    },
+    "perplexity": {
+        "[..., 0] surprisal = → [..., -1] surprisal =": "that dimension has one place",
+    },
+    "repetition_penalty": {
+        ".where(seen < 0, seen → .where(seen <= 0, seen": "0 times and 0 by the penalty is 0",
+    },
+    "dry": {
+        ".get(token, 0)) for token → .get(token, -1)) for token": "no match is below 0",
+    },
+    "self_bleu": {
+        "(texts) < 2: raise ValueError( → (texts) < 1: raise ValueError(": (
+            "min of no lengths is a ValueError, too"
+        ),
+        "item() if 0 < c < → item() if 1 < c <": "one word has no 2-gram: 0 anyway",
+    },
+    "mauve_small": {
+        "]), k).cpu() p = torch → ]), k) p = torch": ON_THE_CPU,
+        ", minlength=k).double() / n q → , minlength=k) / n q": FLOAT32,
+        ", minlength=k).double() / m def → , minlength=k) / m def": FLOAT32,
+        ", 1, 101, dtype=torch.float64)[:, None → , 1, 101)[:, None": FLOAT32,
+        "torch.ones(1).double(), torch.zeros( → torch.ones(1), torch.zeros(": FLOAT32,
+        "torch.zeros(1).double()) x = → torch.zeros(1)) x =": FLOAT32,
+        "0, 1, 101, dtype=torch. → 0, 1, 102, dtype=torch.": FINE,
+        "0, 1, 101, dtype=torch. → 0, 1, 100, dtype=torch.": FINE,
+    },
+    "exact_search": {
+        "=max_new_tokens))) new = new.to(ids.device) texts = torch → "
+        "=max_new_tokens))) pass texts = torch": ON_THE_CPU,
+        "* max_new_tokens > 100000: raise ValueError( → "
+        "* max_new_tokens > 100001: raise ValueError(": "100,001 is no power",
+        "1:-1].float() logprobs = logits → 1:-1] logprobs = logits": SINGLE,
+        "[..., 0] scores = → [..., -1] scores =": "that dimension has one place",
+        "] - 1:-1].float() → ] - 1:].float()": "gather takes as many places as ids",
+    },
+    "beam_step": {
+        "sums.topk(k, dim=-1) return (scores → sums.topk(k) return (scores": (
+            "topk works on the last dimension by default"
+        ),
+    },
+    "beam_search": {
+        "('-inf'), device=ids.device) scores[:, → ('-inf')) scores[:,": ON_THE_CPU,
+        ".tensor(eos_ids, dtype=torch.long, device=ids.device) → "
+        ".tensor(eos_ids, device=ids.device)": "isin compares floats with ints",
+        "dtype=torch.long, device=ids.device) finished, over → "
+        "dtype=torch.long) finished, over": ON_THE_CPU,
+        "max_new_tokens + 1): with torch → max_new_tokens + 1 + 1): with torch": LAST,
+        ", max_new_tokens + 1): with torch → , max_new_tokens + 2): with torch": LAST,
+        ")).topk(k, dim=-1) chosen = → )).topk(k) chosen =": (
+            "topk works on the last dimension by default"
+        ),
+        "scores[:, 0] = 0 → scores[:, -1] = 0": "any one of the copies will do",
+        "torch.arange(batch, device=ids.device)[:, None → "
+        "torch.arange(batch)[:, None": ON_THE_CPU,
+        "], past_key_values=cache, use_cache=True) logprobs = → "
+        "], past_key_values=cache) logprobs =": USE_CACHE,
+        "and length_penalty > 0 for i → and length_penalty >= 0 for i": (
+            "any length to the power of 0 is 1"
+        ),
+        ", -1].float().log_softmax(-1) → , -1].log_softmax(-1)": SINGLE,
+        "k * max(2, 1 + → k * max(3, 1 +": MORE,
+        "k * max(2, 1 + → k * max(1, 1 +": "without an EOS no candidate ends",
+        "max(2, 1 + len(eos_ids → max(2, 2 + len(eos_ids": MORE,
+        "[i, 0].item() best = length_normalise → [i, 0] best = length_normalise": (
+            "a tensor of one number compares as the number does"
+        ),
+        "[i, j].item(), length, length_penalty → [i, j], length, length_penalty": (
+            "a tensor of one number compares as the number does"
+        ),
+        "or best <= finished[i][ → or best < finished[i][": TO_THE_LAST_BIT,
+        "[first[i, 0] + beam[ → [first[i, -1] + beam[": "that dimension has one place",
+    },
+    "diverse_beam_search": {
+        "torch.zeros(1, device=ids.device) groups = → torch.zeros(1) groups =": ON_THE_CPU,
+        "= zip(*groups, strict=True) return (torch → = zip(*groups) return (torch": (
+            "all have the same length"
+        ),
+        "*groups, strict=True) return (torch → *groups, strict=False) return (torch": (
+            "all have the same length"
+        ),
+        ": counts = 0 for g, → : counts = 1 for g,": "the same for all tokens",
+        ": counts = 0 for g, → : counts = -1 for g,": "the same for all tokens",
+        ":, -1].float() logprobs = logits → :, -1] logprobs = logits": SINGLE,
+        "= (beam[0], token[0 → = (beam[-1], token[0": "there is one prompt",
+        "0], token[0]) groups[g → 0], token[-1]) groups[g": "there is one prompt",
+    },
+}

@@ -1,0 +1,473 @@
+"""Checks of lesson 07. Oracles: cases worked by hand, torch's own attention, the model
+without a cache, generate."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache
+
+from course.checks import expect
+from course.checks.plugin import exercise
+from tiny_models import random_gpt2, random_llama
+
+attention_with_cache = exercise("attention_with_cache")
+cached_step = exercise("cached_step")
+position_ids = exercise("position_ids")
+decode_cached = exercise("decode_cached")
+rollback = exercise("rollback")
+reuse_prefix = exercise("reuse_prefix")
+cache_bytes = exercise("cache_bytes")
+
+MODELS = pytest.mark.parametrize("make", [random_llama, random_gpt2])
+TEXT = torch.tensor([[5, 17, 40, 8, 9, 60], [61, 62, 33, 34, 35, 7]])
+ONE = (torch.tensor([[5, 17, 40, 8]]), torch.ones(1, 4, dtype=torch.long))
+# Three prompts of 2, 5 and 3 tokens, padded on the left with 0.
+THREE = (
+    torch.tensor([[0, 0, 0, 60, 61], [5, 17, 40, 8, 9], [0, 0, 33, 34, 35]]),
+    torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
+)
+BATCHES = pytest.mark.parametrize("batch", [ONE, THREE], ids=["one", "three"])
+
+
+def greedy(logits):
+    return logits.max(dim=-1, keepdim=True).indices
+
+
+def sample(logits):
+    return torch.multinomial(logits.softmax(-1), 1)
+
+
+class Watched:
+    """A model that records what it was given."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+
+    def __call__(self, input_ids, **options):
+        past = options.get("past_key_values")
+        length = past.get_seq_length() if past is not None else 0
+        self.calls.append({**options, "input_ids": input_ids, "length": length})
+        self.calls[-1]["grad"] = torch.is_grad_enabled()
+        places = options.get("position_ids")
+        assert places is None or places.shape[-1] == input_ids.shape[-1], (
+            f"the model was given {input_ids.shape[-1]} tokens a row and "
+            f"{places.shape[-1]} position_ids: only the new tokens' positions"
+        )
+        return self.model(input_ids, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    @property
+    def widths(self):
+        return [call["input_ids"].shape[1] for call in self.calls]
+
+
+def full_logits(model, ids):
+    """The logits after `ids` without any cache: the oracle."""
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits[:, -1].float()
+
+
+def filled(model, ids):
+    """A cache of `ids`, filled by the model itself."""
+    with torch.no_grad():
+        return model(ids, use_cache=True).past_key_values
+
+
+def length_of(cache, call):
+    assert cache is not None, (
+        f"{call} returned None as the cache: return the output's past_key_values, not "
+        "the argument"
+    )
+    expect.returned(cache, DynamicCache, call)
+    return cache.get_seq_length()
+
+
+# --- attention_with_cache -------------------------------------------------------------
+
+
+def column(*values):
+    """(1, 1, len, 1)"""
+    return torch.tensor(values).reshape(1, 1, -1, 1)
+
+
+def a_pair(got, call):
+    expect.returned(got, tuple, call)
+    assert len(got) == 2, f"{call} should return (output, cache)"
+    out, cache = got
+    expect.returned(cache, (tuple, list), f"{call}: the cache")
+    assert len(cache) == 2, f"{call}: the cache should be (keys, values)"
+    return out, cache
+
+
+def test_attention_worked_by_hand(attention_with_cache):
+    call = "attention_with_cache with one cached key 0, value 10, and a new 0, 20"
+    got = attention_with_cache(
+        column(0.0), column(0.0), column(20.0), (column(0.0), column(10.0))
+    )
+    out, (keys, values) = a_pair(got, call)
+    hint = ""
+    if isinstance(out, torch.Tensor) and out.numel() == 1:
+        if out.item() == 20:
+            hint = "The cached value takes part, too."
+        elif out.item() == 10:
+            hint = "A new position sees itself."
+    expect.same(out, column(15.0), call, hint, 1e-5)
+    expect.same(keys, column(0.0, 0.0), f"{call}: the keys afterwards")
+    hint = "The new ones stand behind the old ones."
+    expect.same(values, column(10.0, 20.0), f"{call}: the values afterwards", hint)
+
+
+def test_scores_are_divided_by_the_root_of_d(attention_with_cache):
+    unit = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
+    zero = torch.zeros(1, 1, 1, 4)
+    cache = (torch.cat([unit, zero], -2), torch.cat([zero + 1, zero], -2))
+    # The new key scores so low that a mask which hides it makes no difference here.
+    got = attention_with_cache(2 * unit, -1000 * unit, zero, cache)
+    out, _ = a_pair(got, "attention_with_cache")
+    weight = torch.tensor([2 / 2.0, 0.0]).softmax(-1)[0]
+    call = "the output for q = [2, 0, 0, 0], cached k [1, 0, 0, 0] and 0, v 1 and 0,"
+    expect.same(out, weight.expand(1, 1, 1, 4), call, "Scores are q · k / √d.", 1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[6], [1, 1, 1, 1, 1, 1], [3, 1, 2], [4, 2]])
+def test_any_split_gives_torchs_attention(attention_with_cache, cuts):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 6, 8, generator=generator)
+    oracle = scaled_dot_product_attention(q, k, v, is_causal=True)
+    cache, outputs, start = None, [], 0
+    call = f"attention_with_cache, 6 positions in pieces of {cuts},"
+    for size in cuts:
+        part = slice(start, start + size)
+        got = attention_with_cache(q[:, :, part], k[:, :, part], v[:, :, part], cache)
+        out, cache = a_pair(got, call)
+        expect.tensor(out, (2, 4, size, 8), call)
+        outputs.append(out)
+        start += size
+    hint = "New position i sees the cache and the new ones up to itself, no later one."
+    far = (torch.cat(outputs, 2) - oracle).abs().amax((0, 1, 3))  # (positions,)
+    wrong = [n for n, x in enumerate(far.tolist()) if not x < 1e-5]
+    assert not wrong, f"{call} differs from torch's attention at {wrong}. {hint}"
+
+
+def test_the_old_cache_is_left_alone(attention_with_cache):
+    old = (column(1.0, 2.0), column(3.0, 4.0))
+    hint = "torch.cat makes new tensors"
+    with expect.unchanged(hint, keys=old[0], values=old[1]):
+        got = attention_with_cache(column(0.5), column(5.0), column(6.0), old)
+    _, cache = a_pair(got, "attention_with_cache")
+    call = "the keys after one new position behind two"
+    expect.same(cache[0], column(1.0, 2.0, 5.0), call)
+
+
+# --- cached_step ----------------------------------------------------------------------
+
+
+@MODELS
+def test_a_step_gives_the_logits_of_the_whole_text(cached_step, make):
+    model = make()
+    logits, cache = cached_step(model, TEXT[:, :3], None)
+    call = "cached_step of three tokens without a cache"
+    expect.same(logits, full_logits(model, TEXT[:, :3]), call, "", 1e-4)
+    assert length_of(cache, call) == 3, f"{call}: the cache's length"
+    for end in (4, 5, 6):
+        logits, cache = cached_step(model, TEXT[:, end - 1 : end], cache)
+        call = f"cached_step of token {end} with a cache of {end - 1}"
+        hint = "Is the cache passed on: past_key_values=cache?"
+        expect.same(logits, full_logits(model, TEXT[:, :end]), call, hint, 1e-4)
+        assert length_of(cache, call) == end, (
+            f"{call}: the cache's length is {cache.get_seq_length()} afterwards"
+        )
+
+
+def test_the_model_sees_the_new_token_alone(cached_step):
+    model = Watched(random_llama())
+    _, cache = cached_step(model, TEXT[:, :4], None)
+    cached_step(model, TEXT[:, 4:5], cache)
+    assert model.widths == [4, 1], (
+        f"the model should be given 4 tokens, then 1; it was given {model.widths}"
+    )
+    assert [call["length"] for call in model.calls] == [0, 4], (
+        "the second call should come with a cache of 4 tokens"
+    )
+    assert not model.calls[1]["grad"], "the model was called outside torch.no_grad()"
+
+
+def test_a_step_is_float32_without_gradients(cached_step):
+    model = random_llama().to(torch.bfloat16)
+    logits, _ = cached_step(model, TEXT, None)
+    expect.tensor(logits, (2, 97), "cached_step of a bfloat16 model", torch.float32)
+    assert not logits.requires_grad, "call the model inside `with torch.no_grad():`"
+
+
+# --- position_ids ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mask", "wanted"),
+    [
+        ([[0, 0, 1, 1, 1]], [[0, 0, 0, 1, 2]]),
+        ([[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]),
+        ([[0, 0, 0, 1]], [[0, 0, 0, 0]]),
+    ],
+)
+def test_positions_worked_by_hand(position_ids, mask, wanted):
+    given = torch.tensor(mask)
+    with expect.unchanged(mask=given):
+        got = position_ids(given)
+    call = f"position_ids({mask})"
+    expect.tensor(got, given.shape, call, torch.int64)
+    hint = ""
+    if got.min() < 0:
+        hint = "No position is negative: clamp."
+    elif torch.equal(got, given.cumsum(-1)):
+        hint = "The first token has position 0."
+    elif torch.equal(got, torch.arange(given.shape[1]).expand(given.shape)):
+        hint = "Padding does not count."
+    expect.same(got, wanted, call, hint)
+
+
+def test_positions_are_those_that_make_padding_harmless(position_ids):
+    model = random_gpt2()
+    ids, mask = THREE
+    with torch.no_grad():
+        padded = model(
+            ids, attention_mask=mask, position_ids=position_ids(mask)
+        ).logits[:, -1]
+    for row, start in ((0, 3), (1, 0), (2, 2)):
+        alone = full_logits(model, ids[row : row + 1, start:])
+        call = f"GPT-2's logits for row {row} of a padded batch, with your positions,"
+        expect.same(padded[row : row + 1], alone, call, "", 1e-4)
+
+
+# --- decode_cached --------------------------------------------------------------------
+
+
+def test_each_decode_step_feeds_one_token(decode_cached):
+    model = Watched(random_llama(eos_token_id=None))
+    ids, mask = THREE
+    decode_cached(model, ids, mask, 4, greedy, [], 0)
+    assert model.widths == [5, 1, 1, 1], (
+        f"four steps on five columns should feed 5, 1, 1 and 1 tokens a row; they fed "
+        f"{model.widths}"
+    )
+    for step, call in enumerate(model.calls):
+        seen = torch.cat([mask, torch.ones(3, step, dtype=torch.long)], dim=-1)
+        given = call.get("attention_mask")
+        assert given is not None, "the model was given no attention_mask"
+        assert torch.equal(given.long(), seen), (
+            f"at step {step} the attention_mask should cover cache and new tokens: "
+            f"{expect.show(seen)}, not {expect.show(given)}"
+        )
+        places = call.get("position_ids")
+        assert places is not None, "the model was given no position_ids"
+        expect.tensor(places, call["input_ids"].shape, f"position_ids at step {step}")
+        wanted = (seen.sum(-1) - 1).tolist()
+        assert places[:, -1].tolist() == wanted, (
+            f"at step {step} the new tokens stand at {wanted}, not at "
+            f"{places[:, -1].tolist()}: count the ones of the whole mask"
+        )
+        assert not call["grad"], "the model was called outside torch.no_grad()"
+
+
+@MODELS
+@BATCHES
+@pytest.mark.parametrize("eos_count", [0, 1, 3])
+@pytest.mark.parametrize("pick", [greedy, sample])
+def test_cached_tokens_are_those_of_generate(
+    decode_cached, make, batch, eos_count, pick
+):
+    model = make()
+    ids, mask = batch
+    out = model.generate(
+        THREE[0], attention_mask=THREE[1], max_new_tokens=6, eos_token_id=None
+    )
+    eos_ids = [out[0, 6].item(), out[1, 8].item(), out[2, 9].item()][:eos_count]
+    torch.manual_seed(0)
+    oracle = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=10,
+        do_sample=pick is sample,
+        top_k=0,
+        eos_token_id=eos_ids or None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    got = decode_cached(model, ids, mask, 10, pick, eos_ids, 0)
+    name = type(model).__name__
+    call = f"decode_cached on {name}, batch of {len(ids)}, EOS {eos_ids}"
+    hint = "Finished rows get pad_id; the batch stops when all have finished."
+    expect.same_ids(got, oracle, call, hint=hint if eos_ids else "")
+
+
+def test_no_call_after_the_last_token(decode_cached):
+    model = Watched(random_llama(eos_token_id=None))
+    for new in (1, 3):
+        model.calls.clear()
+        got = decode_cached(model, *ONE, new, greedy, [], 0)
+        call = f"decode_cached with {new} new token(s)"
+        expect.tensor(got, (1, 4 + new), call, torch.int64)
+        assert len(model.calls) == new, (
+            f"{call} needs {new} call(s) of the model, not {len(model.calls)}: the "
+            "last token is not fed"
+        )
+
+
+def test_pick_gets_float32(decode_cached):
+    seen = []
+
+    def pick(logits):
+        seen.append(logits.dtype)
+        return greedy(logits)
+
+    decode_cached(random_llama().to(torch.bfloat16), *ONE, 2, pick, [], 0)
+    assert set(seen) == {torch.float32}, f"pick was given {seen[0]}: make it float32"
+
+
+def test_prompt_and_mask_stay(decode_cached):
+    ids, mask = (x.clone() for x in THREE)
+    with expect.unchanged("append with torch.cat", ids=ids, mask=mask):
+        decode_cached(random_llama(), ids, mask, 3, greedy, [], 0)
+
+
+# --- rollback -------------------------------------------------------------------------
+
+
+@MODELS
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_after_a_rollback_the_text_can_go_on_elsewhere(rollback, make, n):
+    model = make()
+    cache = filled(model, TEXT[:, :5])
+    short = rollback(cache, n)
+    call = f"rollback of a cache of 5 by {n}"
+    assert length_of(short, call) == 5 - n, (
+        f"{call} has length {short.get_seq_length()}"
+    )
+    other = torch.tensor([[50], [51]])
+    with torch.no_grad():
+        got = model(other, past_key_values=short, use_cache=True).logits[:, -1]
+    oracle = full_logits(model, torch.cat([TEXT[:, : 5 - n], other], dim=-1))
+    hint = "The last n entries go, not the first."
+    expect.same(got, oracle, f"the logits of a step after {call}", hint, 1e-4)
+
+
+def test_the_given_cache_stays_as_it_was(rollback):
+    model = random_llama()
+    cache = filled(model, TEXT)
+    before = copy.deepcopy(cache)
+    for n in (0, 2):
+        copied = rollback(cache, n)
+        length = length_of(copied, f"rollback(cache, {n})")
+        with torch.no_grad():
+            model(torch.tensor([[1], [2]]), past_key_values=copied, use_cache=True)
+        assert cache.get_seq_length() == 6, (
+            f"after rollback(cache, {n}) and a step, the cache that was given has "
+            f"length {cache.get_seq_length()}, not 6: work on a copy"
+        )
+        assert length == 6 - n, f"rollback(cache, {n}) of a cache of 6 has {length}"
+        for mine, theirs in zip(cache.layers, before.layers, strict=True):
+            assert torch.equal(mine.keys, theirs.keys), "the given cache was changed"
+
+
+def test_more_than_there_is_cannot_be_rolled_back(rollback):
+    cache = filled(random_llama(), TEXT)
+    for n in (-1, 7):
+        call = f"rollback of a cache of 6 by {n}"
+        expect.rejects(ValueError, lambda n=n: rollback(cache, n), call)
+    assert length_of(rollback(cache, 6), "rollback by all 6") == 0, (
+        "rollback of a cache of 6 by 6 should be empty"
+    )
+
+
+# --- reuse_prefix ---------------------------------------------------------------------
+
+SUFFIXES = [torch.tensor(x) for x in ([[50, 51]], [[60]], [[50, 51, 52]])]
+
+
+@MODELS
+def test_logits_are_those_of_prefix_and_suffix(reuse_prefix, make):
+    model = make()
+    got = reuse_prefix(model, TEXT[:1], SUFFIXES)
+    call = "reuse_prefix with three suffixes"
+    expect.returned(got, list, call)
+    assert len(got) == 3, f"{call} should return 3 logits, not {len(got)}"
+    for n, (logits, suffix) in enumerate(zip(got, SUFFIXES, strict=True)):
+        oracle = full_logits(model, torch.cat([TEXT[:1], suffix], dim=-1))
+        hint = "Each suffix needs a copy of the prefix's cache." if n else ""
+        expect.same(logits, oracle, f"{call}: the logits of suffix {n}", hint, 1e-4)
+
+
+def test_the_prefix_is_computed_once(reuse_prefix):
+    model = Watched(random_llama())
+    reuse_prefix(model, TEXT[:1], SUFFIXES)
+    assert sum(model.widths) == 6 + 2 + 1 + 3, (
+        f"a prefix of 6 and suffixes of 2, 1 and 3 tokens need 12 positions; the model "
+        f"computed {sum(model.widths)}, in calls of {model.widths}"
+    )
+
+
+def test_no_suffixes_give_no_logits(reuse_prefix):
+    expect.value(reuse_prefix(random_llama(), TEXT[:1], []), [], "with no suffixes")
+
+
+# --- cache_bytes ----------------------------------------------------------------------
+
+
+class Config:
+    def __init__(self, **fields):
+        self.__dict__.update(fields)
+
+
+def test_bytes_worked_by_hand(cache_bytes):
+    config = Config(
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=8,
+        hidden_size=64,
+    )
+    got = cache_bytes(config, 3, 10, torch.float32)
+    hint = ""
+    if got == 7680:
+        hint = "Keys and values: twice."
+    elif got == 61440:
+        hint = "Key-value heads count, not attention heads."
+    elif got == 30720:
+        hint = "A head has head_dim numbers, where the config has a head_dim."
+    elif got == 3840:
+        hint = "A float32 has four bytes."
+    call = "cache_bytes with 2 layers, 4 key-value heads of 8, batch 3, 10 positions"
+    expect.value(got, 15360, call, hint)
+
+
+@pytest.mark.parametrize("head_dim", [{}, {"head_dim": None}], ids=["no", "None"])
+def test_the_size_of_a_head_comes_from_the_query_heads(cache_bytes, head_dim):
+    config = Config(
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=32,
+        **head_dim,
+    )
+    call = "cache_bytes with 4 query heads, 2 key-value heads, hidden_size 32"
+    call += ", and head_dim None" if head_dim else ", and no head_dim"
+    hint = "A head has hidden_size // num_attention_heads numbers, here 8."
+    expect.value(cache_bytes(config, 1, 1, torch.float32), 256, call, hint)
+
+
+@MODELS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_of_a_real_cache(cache_bytes, make, dtype):
+    model = make().to(dtype)
+    cache = filled(model, TEXT)
+    oracle = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    call = (
+        f"cache_bytes of a tiny {type(model).__name__}, batch 2, 6 positions, {dtype}"
+    )
+    hint = "Without num_key_value_heads or head_dim, take num_attention_heads and "
+    hint += "hidden_size // num_attention_heads."
+    expect.value(cache_bytes(model.config, 2, 6, dtype), oracle, call, hint)

@@ -1,0 +1,461 @@
+"""Wrong answers to lesson 01, and what the learner must be told of each."""
+
+import json
+import math
+
+from course.making.answers import reference, wrong
+
+ask = reference("ask")
+stream_text = reference("stream_text")
+continue_chat = reference("continue_chat")
+
+# --- ask ------------------------------------------------------------------------------
+
+TEXT = "test_the_text_of_the_first_choice"
+REQUEST = "test_the_request_is_what_was_asked_for"
+
+
+def respond(client, model, messages, **options):
+    return client.chat.completions.create(model=model, messages=messages, **options)
+
+
+@wrong("ask", TEXT, "That is the whole response")
+def whole_response(client, model, messages, **options):
+    """The response object, not its text."""
+    return respond(client, model, messages, **options)
+
+
+@wrong("ask", TEXT, "its text is in .content")
+def whole_message(client, model, messages, **options):
+    """The message object, not its text."""
+    return respond(client, model, messages, **options).choices[0].message
+
+
+@wrong("ask", TEXT, "not a NoneType")
+def prints_it(client, model, messages, **options):
+    """Prints the text and returns nothing."""
+    str(ask(client, model, messages, **options))
+
+
+@wrong("ask", TEXT, "should give 'Hi!', not 'Bye!'")
+def last_choice(client, model, messages, **options):
+    """The last choice, where the first is asked for."""
+    return respond(client, model, messages, **options).choices[-1].message.content
+
+
+@wrong("ask", REQUEST, "are **options passed on?")
+def options_dropped(client, model, messages, **options):
+    """The options are not handed on."""
+    return ask(client, model, messages)
+
+
+@wrong("ask", REQUEST, "the request's messages")
+def last_message_only(client, model, messages, **options):
+    """Sends the newest message without what came before."""
+    return ask(client, model, messages[-1:], **options)
+
+
+@wrong("ask", REQUEST, "`messages` was changed")
+def appends_to_the_messages(client, model, messages, **options):
+    """The answer is put into the caller's list."""
+    text = ask(client, model, messages, **options)
+    messages.append({"role": "assistant", "content": text})
+    return text
+
+
+@wrong("ask", "test_without_options_the_request_has_none", "temperature")
+def greedy_by_default(client, model, messages, **options):
+    """Sets a temperature that nobody asked for."""
+    options.setdefault("temperature", 0)
+    return ask(client, model, messages, **options)
+
+
+@wrong("ask", REQUEST, "the request's temperature")
+def fixed_temperature(client, model, messages, **options):
+    """Overrides the caller's temperature."""
+    return ask(client, model, messages, **{**options, "temperature": 0})
+
+
+@wrong("ask", "test_ask_says_what_generate_says", "text left alone")
+def tidied_up(client, model, messages, **options):
+    """Cuts the text down to its first half."""
+    text = ask(client, model, messages, **options)
+    return text if text == "Hi!" else text[: len(text) // 2]
+
+
+# --- stream_text ----------------------------------------------------------------------
+
+PIECES = "test_pieces_worked_by_hand"
+LAZY = "test_a_piece_comes_out_before_the_next_chunk_is_there"
+
+
+def chunks(client, model, messages, **options):
+    return respond(client, model, messages, stream=True, **options)
+
+
+@wrong("stream_text", PIECES, "yield each piece")
+def joined(*arguments, **options):
+    """One string at the end: nothing to see until then."""
+    return "".join(stream_text(*arguments, **options))
+
+
+@wrong("stream_text", PIECES, "IndexError")
+def every_chunk_has_a_choice(*arguments, **options):
+    """The chunk with the usage has no choices."""
+    for chunk in chunks(*arguments, **options):
+        if chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
+@wrong("stream_text", PIECES, "should give ['Pa', 'ris'], not ['', 'Pa', None, 'ris']")
+def every_content(*arguments, **options):
+    """Hands out None and empty pieces."""
+    for chunk in chunks(*arguments, **options):
+        if chunk.choices:
+            yield chunk.choices[0].delta.content
+
+
+@wrong("stream_text", PIECES, "should give ['Pa', 'ris'], not ['', 'Pa', 'ris']")
+def all_but_none(*arguments, **options):
+    """The first chunk's empty text is a piece."""
+    for chunk in chunks(*arguments, **options):
+        if chunk.choices and chunk.choices[0].delta.content is not None:
+            yield chunk.choices[0].delta.content
+
+
+@wrong("stream_text", PIECES, "should give ['Pa', 'ris'], not ['Pa']")
+def stops_at_none(*arguments, **options):
+    """Takes a chunk without text for the end."""
+    started = False
+    for chunk in chunks(*arguments, **options):
+        text = chunk.choices[0].delta.content if chunk.choices else None
+        if started and not text:
+            return
+        if text:
+            started = True
+            yield text
+
+
+@wrong(
+    "stream_text",
+    "test_a_chunk_without_choices_may_come_at_any_place",
+    "the stream is not over",
+)
+def stops_without_choices(*arguments, **options):
+    """Takes a chunk without choices for the end."""
+    for chunk in chunks(*arguments, **options):
+        if not chunk.choices:
+            break
+        if chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
+@wrong("stream_text", "test_the_request_asks_for_a_stream", "no 'stream'")
+def not_streamed(client, model, messages, **options):
+    """Asks for the whole answer and cuts it up."""
+    for chunk in respond(client, model, messages, **options):
+        if getattr(chunk, "choices", None) and chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
+@wrong("stream_text", "test_the_request_asks_for_a_stream", "no 'temperature'")
+def stream_without_options(client, model, messages, **options):
+    """The options are not handed on."""
+    return stream_text(client, model, messages)
+
+
+@wrong("stream_text", LAZY, "yield inside the loop")
+def collected_first(*arguments, **options):
+    """A list of all pieces: right, and late."""
+    return list(stream_text(*arguments, **options))
+
+
+@wrong("stream_text", PIECES, "should give ['Pa', 'ris'], not ['Pa', 'Paris']")
+def text_so_far(*arguments, **options):
+    """Yields all the text so far each time."""
+    text = ""
+    for piece in stream_text(*arguments, **options):
+        text += piece
+        yield text
+
+
+# --- read_sse -------------------------------------------------------------------------
+
+EVENTS = "test_events_worked_by_hand"
+
+
+@wrong("read_sse", EVENTS, "[DONE] and comments are not JSON")
+def done_is_json(lines):
+    """Decodes [DONE]."""
+    return events(lines, end=None)
+
+
+def events(lines, end="[DONE]", glue="\n", space=True, flush=False, load=json.loads):
+    data = []
+    for line in lines:
+        if line.startswith("data:"):
+            value = line[5:]
+            data.append(value.removeprefix(" ") if space else value[1:])
+        elif not line and data:
+            event, data = glue.join(data), []
+            if event == end:
+                return
+            yield load(event)
+    if flush and data:
+        yield load(glue.join(data))
+
+
+@wrong("read_sse", EVENTS, "json.loads was given")
+def each_line_alone(lines):
+    """Decodes each data line; an event may have several."""
+    for line in lines:
+        if line.startswith("data:"):
+            value = line[5:].strip()
+            if value == "[DONE]":
+                return
+            yield json.loads(value)
+
+
+@wrong("read_sse", EVENTS, "json.loads was given")
+def a_space_must_follow(lines):
+    """Cuts six characters: `data: `, though the space may be missing."""
+    return events(lines, space=False)
+
+
+@wrong("read_sse", EVENTS, "should give [{'a': 1}, {'b': 2}], not [{'a': 1}]")
+def ignores_data_without_space(lines):
+    """Asks for `data: ` with its space."""
+    return events([x for x in lines if x.startswith("data: ") or not x])
+
+
+@wrong("read_sse", EVENTS, "should give [{'t': '[DONE]'}, {'a': 1}], not []")
+def done_anywhere(lines):
+    """`"[DONE]" in line` finds it inside a text, too."""
+    data = []
+    for line in lines:
+        if "[DONE]" in line:
+            return
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            yield json.loads("\n".join(data))
+            data = []
+
+
+@wrong("read_sse", EVENTS, "should give [{'a': 1}], not [{'a': 1}, {'b': 2}]")
+def unfinished_event_counts(lines):
+    """Hands out an event that no blank line ended."""
+    return events(lines, flush=True)
+
+
+@wrong("read_sse", "test_the_lines_of_an_event_do_not_run_into_one", "line ends")
+def glued_without_line_ends(lines):
+    """Joins an event's lines with nothing between them."""
+    return events(lines, glue="")
+
+
+@wrong("read_sse", EVENTS, "json.loads was given ''")
+def each_blank_line_is_an_event(lines):
+    """Two blank lines in a row make an empty event."""
+    data = []
+    for line in lines:
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line:
+            if data == ["[DONE]"]:
+                return
+            yield json.loads("\n".join(data))
+            data = []
+
+
+@wrong("read_sse", EVENTS, "should give [{'a': 1}, {'b': 2}], not ['{")
+def text_of_events(lines):
+    """The text of each event, not the document in it."""
+    return events(lines, load=str)
+
+
+@wrong("read_sse", "test_nothing_after_done_is_read", "after [DONE]")
+def reads_on(lines):
+    """Reads to the end of the stream, which may never come."""
+    return iter(list(events(list(lines))))
+
+
+@wrong("read_sse", "test_an_event_comes_out_before_the_next_one_is_there", "blank line")
+def all_events_first(lines):
+    """A list of all events, when the stream is over."""
+    return list(events(lines))
+
+
+# --- continue_chat --------------------------------------------------------------------
+
+TURN = "test_a_turn_worked_by_hand"
+WHOLE = "test_the_whole_history_is_sent"
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@wrong("continue_chat", TURN, "the new history should give")
+def forgets_its_reply(client, model, history, user_message, **options):
+    """The reply is not put into the history."""
+    messages = [*history, user(user_message)]
+    return ask(client, model, messages, **options), messages
+
+
+@wrong("continue_chat", TURN, "the new history should give")
+def forgets_the_question(client, model, history, user_message, **options):
+    """The user's message is sent, but not kept."""
+    reply = ask(client, model, [*history, user(user_message)], **options)
+    return reply, [*history, assistant(reply)]
+
+
+@wrong("continue_chat", TURN, "'role': 'user', 'content': 'Hello!'")
+def reply_as_user(client, model, history, user_message, **options):
+    """The reply gets the role of the user."""
+    messages = [*history, user(user_message)]
+    reply = ask(client, model, messages, **options)
+    return reply, [*messages, user(reply)]
+
+
+@wrong("continue_chat", TURN, "should return a tuple, not a str")
+def reply_alone(client, model, history, user_message, **options):
+    """The new history is not returned."""
+    return ask(client, model, [*history, user(user_message)], **options)
+
+
+@wrong("continue_chat", TURN, "the reply should give 'Hello!', not [")
+def wrong_order(*arguments, **options):
+    """(history, reply) for (reply, history)."""
+    return continue_chat(*arguments, **options)[::-1]
+
+
+@wrong("continue_chat", WHOLE, "it knows only what you send")
+def sends_the_new_message_alone(client, model, history, user_message, **options):
+    """Trusts the server to remember the rest."""
+    reply = ask(client, model, [user(user_message)], **options)
+    return reply, [*history, user(user_message), assistant(reply)]
+
+
+@wrong("continue_chat", WHOLE, "it knows only what you send")
+def user_messages_only(client, model, history, user_message, **options):
+    """Leaves out the assistant's part of the history."""
+    mine = [m for m in history if m["role"] != "assistant"]
+    reply = ask(client, model, [*mine, user(user_message)], **options)
+    return reply, [*history, user(user_message), assistant(reply)]
+
+
+@wrong("continue_chat", "test_the_history_is_left_alone", "`history` was changed")
+def appends(client, model, history, user_message, **options):
+    """append changes the caller's list."""
+    history.append(user(user_message))
+    reply = ask(client, model, history, **options)
+    history.append(assistant(reply))
+    return reply, history
+
+
+@wrong("continue_chat", "test_options_go_through", "are **options passed on?")
+def chat_without_options(client, model, history, user_message, **options):
+    """The options are not handed on."""
+    return continue_chat(client, model, history, user_message)
+
+
+@wrong(
+    "continue_chat",
+    "test_the_reply_goes_into_the_history_as_it_came",
+    "its content in the new history",
+)
+def history_stripped(client, model, history, user_message, **options):
+    """Tidies the reply up before it is sent back to the model."""
+    reply, new = continue_chat(client, model, history, user_message, **options)
+    return reply, [*new[:-1], assistant(reply.strip())]
+
+
+# --- top_alternatives -----------------------------------------------------------------
+
+BY_HAND = "test_alternatives_worked_by_hand"
+NEEDED = "test_no_more_is_asked_for_than_needed"
+
+
+def entries(client, model, messages, n, **options):
+    options = {"max_tokens": 1, "logprobs": True, "top_logprobs": n, **options}
+    options = {k: v for k, v in options.items() if v is not None}
+    return respond(client, model, messages, **options).choices[0].logprobs.content[0]
+
+
+def pairs(client, model, messages, n, of=math.exp, **options):
+    first = entries(client, model, messages, n, **options)
+    return [(entry.token, of(entry.logprob)) for entry in first.top_logprobs]
+
+
+@wrong("top_alternatives", BY_HAND, "These are logarithms: exp takes them back")
+def logarithms(client, model, messages, n):
+    """Hands out log-probabilities."""
+    return pairs(client, model, messages, n, of=float)
+
+
+@wrong("top_alternatives", BY_HAND, "should give [0.5, 0.25], not [0.203, 0.041]")
+def ten_to_the_power(client, model, messages, n):
+    """Takes them for decimal logarithms."""
+    return pairs(client, model, messages, n, of=lambda x: 10**x)
+
+
+@wrong("top_alternatives", BY_HAND, "should give [0.5, 0.25], not [0.619, 0.383]")
+def two_to_the_power(client, model, messages, n):
+    """Takes them for logarithms to the base 2."""
+    return pairs(client, model, messages, n, of=lambda x: 2**x)
+
+
+@wrong("top_alternatives", BY_HAND, "should give [0.5, 0.25], not [0.667, 0.333]")
+def made_to_sum_to_1(client, model, messages, n):
+    """The n likeliest are not all there is."""
+    found = pairs(client, model, messages, n)
+    total = sum(p for _, p in found)
+    return [(token, p / total) for token, p in found]
+
+
+@wrong("top_alternatives", BY_HAND, "should return a list, not a dict")
+def a_dict(client, model, messages, n):
+    """A dict: two tokens may have the same text."""
+    return dict(pairs(client, model, messages, n))
+
+
+@wrong("top_alternatives", BY_HAND, "is no (token, probability)")
+def lists_in_a_list(client, model, messages, n):
+    """Lists, where pairs are asked for."""
+    return [list(pair) for pair in pairs(client, model, messages, n)]
+
+
+@wrong("top_alternatives", BY_HAND, "should give ['Yes', 'No'], not ['Yes']")
+def the_chosen_token_alone(client, model, messages, n):
+    """The token that was chosen, without its alternatives."""
+    first = entries(client, model, messages, n)
+    return [(first.token, math.exp(first.logprob))]
+
+
+@wrong("top_alternatives", BY_HAND, "should give ['Yes', 'No'], not ['No', 'Yes']")
+def least_likely_first(client, model, messages, n):
+    """Sorted the wrong way round."""
+    return sorted(pairs(client, model, messages, n), key=lambda pair: pair[1])
+
+
+@wrong("top_alternatives", NEEDED, "one token is enough")
+def a_whole_answer(client, model, messages, n):
+    """Pays for an answer of which one token is needed."""
+    return pairs(client, model, messages, n, max_tokens=None)
+
+
+@wrong("top_alternatives", NEEDED, "the request has no 'logprobs'")
+def without_logprobs(client, model, messages, n):
+    """top_logprobs needs logprobs=True."""
+    return pairs(client, model, messages, n, logprobs=None)
+
+
+@wrong("top_alternatives", NEEDED, "the request's top_logprobs should give 2, not 20")
+def always_twenty(client, model, messages, n):
+    """Asks for 20 and throws most away."""
+    return pairs(client, model, messages, 20)[:n]

@@ -1,0 +1,273 @@
+"""What every lesson must have, and that its notebooks are what its source builds."""
+
+import ast
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from course import paths
+from course.checks import notebook
+from course.making import build
+from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names
+
+NAMES = lesson_names()
+every_lesson = pytest.mark.parametrize("name", NAMES)
+NOTEBOOKS = [folder / f"{n}.ipynb" for n in NAMES for folder in (LESSONS, SOLUTIONS)]
+every_notebook = pytest.mark.parametrize(
+    "path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+
+
+def exercise_cells(path):
+    return [c for c in notebook.read(path).cells if "exercise" in notebook.tags(c)]
+
+
+def exercises(name) -> list[str]:
+    cells = exercise_cells(SOLUTIONS / f"{name}.ipynb")
+    return [notebook.defined_names(cell.source)[0] for cell in cells]
+
+
+# --- in step with the source ----------------------------------------------------------
+
+
+@every_notebook
+def test_the_notebook_is_what_its_source_builds(path):
+    """For maintainers. Where you have worked in lessons/, this fails for the notebooks
+    that you changed, as it should: `python start.py check` is what checks your work."""
+    assert build.drift(path) == "", "run `python start.py build`"
+
+
+def test_a_change_of_any_one_character_is_noticed(tmp_path, monkeypatch):
+    name = NAMES[0]
+    for file in (f"{name}.py", f"{name}.ipynb"):
+        shutil.copy(SOLUTIONS / file, tmp_path / file)
+    monkeypatch.setattr(build, "SOLUTIONS", tmp_path)
+    path = tmp_path / f"{name}.ipynb"
+    whole = path.read_text(encoding="utf-8")
+    assert build.drift(path) == ""
+    for place in range(7, len(whole), len(whole) // 40):
+        other = "x" if whole[place] != "x" else "y"
+        path.write_text(whole[:place] + other + whole[place + 1 :], encoding="utf-8")
+        assert build.drift(path), f"a changed character at {place} was not noticed"
+    path.write_text(whole, encoding="utf-8")
+    source = tmp_path / f"{name}.py"
+    source.write_text(source.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert "has changed since" in build.drift(path)
+
+
+@every_lesson
+def test_building_the_learners_notebook_again_gives_the_same_bytes(name):
+    pytest.importorskip("jupytext", reason="needs requirements-teach.txt")
+    pytest.importorskip("nbgrader", reason="needs requirements-teach.txt")
+    source = SOLUTIONS / f"{name}.py"
+    for folder, make in ((LESSONS, build.lesson), (SOLUTIONS, lambda x: x)):
+        made = make(build.read_source(source))
+        saved = notebook.read(folder / f"{name}.ipynb")
+        for ours, theirs in zip(made.cells, saved.cells, strict=True):
+            assert (ours.id, ours.source) == (theirs.id, theirs.source)
+            assert ours.metadata == theirs.metadata
+        if folder == LESSONS:
+            text = build.as_text(build.stamped(made, source))
+            assert text == (LESSONS / f"{name}.ipynb").read_text(encoding="utf-8")
+
+
+def test_a_build_executes_deterministically(tmp_path, monkeypatch):
+    pytest.importorskip("jupytext", reason="needs requirements-teach.txt")
+    pytest.importorskip("nbgrader", reason="needs requirements-teach.txt")
+    head = (SOLUTIONS / f"{NAMES[0]}.py").read_text(encoding="utf-8").split("# %%")[0]
+    text = head + (
+        '# %% [markdown]\n# A title\n\n# %% tags=["exercise"]\ndef f():\n'
+        "    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION\n\n"
+        "# %%\nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2])\nplt.show()\n\n"
+        "# %%\nimport sys\n\nprint(f())\nprint('err', file=sys.stderr)\nprint(2)\n"
+    )
+    for folder in ("solutions", "lessons"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "solutions" / "00_tiny.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(build, "SOLUTIONS", tmp_path / "solutions")
+    monkeypatch.setattr(build, "LESSONS", tmp_path / "lessons")
+    made = []
+    for _ in range(2):
+        build.build("00_tiny", force=True)
+        files = sorted(tmp_path.glob("*/*.ipynb"))
+        made.append([f.read_bytes() for f in files])
+    assert made[0] == made[1]
+    assert len(files) == 2
+    learners = exercise_cells(tmp_path / "lessons" / "00_tiny.ipynb")[0].source
+    assert "SOLUTION" not in learners
+    assert build.STUB in learners
+    assert "return 1" not in learners
+    assert not list(tmp_path.glob("*/*.part"))
+
+
+def test_a_failed_build_leaves_the_old_notebook(tmp_path, monkeypatch):
+    target = tmp_path / "x.ipynb"
+    target.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(build, "as_text", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build.write(nbformat.v4.new_notebook(), target)
+    assert target.read_text(encoding="utf-8") == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["x.ipynb"]
+
+
+# --- what a lesson consists of --------------------------------------------------------
+
+
+@every_lesson
+def test_each_exercise_has_a_card_hints_a_check_and_tests(name):
+    cells = notebook.read(SOLUTIONS / f"{name}.ipynb").cells
+    tests = paths.tests_of(name).read_text(encoding="utf-8")
+    number = 0
+    for n, cell in enumerate(cells):
+        if "exercise" not in notebook.tags(cell):
+            continue
+        number += 1
+        exercise = notebook.defined_names(cell.source)[0]
+        card = cells[n - 1].source
+        head = f"### Exercise {name[:2]}.{number} · `{exercise}`"
+        assert card.splitlines()[0] == head, f"the card above {exercise}"
+        facts = re.search(
+            r"^difficulty [★☆]{3} · importance [★☆]{3} · \d+ min · "
+            r"our answer: \d+ lines?$",
+            card,
+            re.MULTILINE,
+        )
+        assert facts, f"difficulty, importance, minutes and lines of {exercise}"
+        assert "By hand" in card, f"the example worked by hand of {exercise}"
+        assert card.count("<details><summary>Hint") >= 1, f"a hint for {exercise}"
+        assert card.count("<details>") == card.count("</details>")
+        check = cells[n + 1]
+        assert notebook.tags(check) >= {"check"}, f"the check cell of {exercise}"
+        assert f"check({exercise})" in check.source
+        assert f'\n{exercise} = exercise("{exercise}")\n' in tests
+    assert number >= 5
+    assert number == len(re.findall(r" = exercise\(", tests)), "tests without a card"
+
+
+@every_lesson
+def test_each_stub_documents_itself_and_says_that_it_is_one(name):
+    for cell in exercise_cells(LESSONS / f"{name}.ipynb"):
+        assert build.STUB in cell.source
+        assert "SOLUTION" not in cell.source
+        node = next(
+            n
+            for n in ast.parse(cell.source).body
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+        )
+        assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is not None, f"{node.name}: the return type"
+            for argument in node.args.args:
+                assert argument.annotation is not None or argument.arg in (
+                    "model",
+                    "tokenizer",
+                    "client",
+                ), f"{node.name}: the type of {argument.arg}"
+
+
+@every_lesson
+def test_the_lesson_has_its_parts_in_order(name):
+    text = "\n".join(
+        c.source
+        for c in notebook.read(LESSONS / f"{name}.ipynb").cells
+        if c.cell_type == "markdown"
+    )
+    assert text.startswith(f"# {name[:2]} · ")
+    opening = text[:1500]
+    assert "**After this lesson" in opening
+    assert re.search(r"\d+ minutes", opening)
+    places = [text.find(f"\n## {t}") for t in ("Questions", "In the wild", "To read")]
+    assert places == sorted(places), "questions, in the wild, to read"
+    assert min(places) > 0, "questions, in the wild, to read"
+    assert "<summary>Answers</summary>" in text
+    assert "**Predict" in text
+
+
+@every_lesson
+def test_cells_fit_a_laptop_screen(name):
+    for cell in notebook.read(SOLUTIONS / f"{name}.ipynb").cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            longest = max(lines, key=len)
+            assert len(longest) <= 88, longest
+            answer = "BEGIN SOLUTION" in cell.source
+            assert answer or len(lines) <= 26, f"{len(lines)} lines: {lines[0]}"
+
+
+@every_notebook
+def test_outputs_show_no_errors_no_warnings_and_no_paths(path):
+    for cell in notebook.read(path).cells:
+        for output in cell.get("outputs", []):
+            assert path.parent == SOLUTIONS, "a learner's notebook has no outputs"
+            text = str(output)
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", output.get("text")
+            assert "had been replaced" not in text, cell.source
+            for trace in (str(ROOT), "/home/", "site-packages", "127.0.0.1", "/tmp/"):
+                assert trace not in text, f"{trace} in the output of {cell.source}"
+
+
+@every_lesson
+def test_tagged_cells_hold_plain_python_without_the_model(name):
+    for cell in notebook.read(LESSONS / f"{name}.ipynb").cells:
+        if notebook.tags(cell) & {"setup", "exercise", "check"}:
+            ast.parse(cell.source)  # magics are a SyntaxError
+            assert "load()" not in cell.source
+
+
+@every_lesson
+def test_each_figure_ends_in_show(name):
+    for cell in notebook.read(LESSONS / f"{name}.ipynb").cells:
+        if cell.cell_type == "code" and "plt.subplots" in cell.source:
+            assert cell.source.rstrip().endswith("plt.show()")
+
+
+@every_lesson
+def test_links_lead_somewhere(name):
+    source = (SOLUTIONS / f"{name}.py").read_text(encoding="utf-8")
+    numbers = {n[:2] for n in NAMES} | {f"{n:02d}" for n in range(1, 19)}
+    for lesson in re.findall(r"\b[Ll]essons? (\d\d)\b", source):
+        assert lesson in numbers
+    for text, link in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", source):
+        if link.startswith("http"):
+            assert link.startswith("https://"), link
+            if "arxiv.org" in link:
+                assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", link)
+                assert link.rsplit("/", 1)[1] in text, f"{text} links to {link}"
+        elif not link.startswith("#"):
+            assert (LESSONS / link).exists(), f"{name} links to {link}"
+
+
+@every_lesson
+def test_every_assert_of_a_check_speaks_to_the_learner(name):
+    tree = ast.parse(paths.tests_of(name).read_text(encoding="utf-8"))
+    silent = [
+        n.lineno for n in ast.walk(tree) if isinstance(n, ast.Assert) and not n.msg
+    ]
+    assert not silent, (
+        f"{paths.tests_of(name).name}: asserts without a message at {silent}"
+    )
+
+
+@every_lesson
+def test_each_exercise_asks_for_at_least_three_kinds_of_check(name):
+    tree = ast.parse(paths.tests_of(name).read_text(encoding="utf-8"))
+    tests = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+    for exercise in exercises(name):
+        mine = [
+            t
+            for t in tests
+            if t.name.startswith("test_")
+            and exercise in [argument.arg for argument in t.args.args]
+        ]
+        cases = sum(
+            len(d.args[1].elts)
+            for t in mine
+            for d in t.decorator_list
+            if isinstance(d, ast.Call)
+            and "parametrize" in ast.unparse(d.func)
+            and isinstance(d.args[1], ast.List)
+        )
+        assert len(mine) + cases >= 3, f"{exercise} has {len(mine)} tests"

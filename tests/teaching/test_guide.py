@@ -1,0 +1,53 @@
+"""The teacher's guide: complete, and what its exam questions claim is so."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from course.making.answers import answers
+from course.paths import ROOT, lesson_names
+
+GUIDE = ROOT / "course" / "teaching" / "guide"
+PARTS = ("**Goals.**", "**They must know**", "## Plan", "**What to cut**")
+PARTS += ("## Mistakes", "## Questions for the room", "## Exam question", "*Solution.*")
+
+
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_each_lesson_has_a_page_with_all_parts(lesson):
+    text = (GUIDE / f"{lesson}.md").read_text(encoding="utf-8")
+    missing = [part for part in PARTS if part not in text]
+    assert not missing
+    assert len(re.findall(r"^- \*.*", text, re.MULTILINE)) >= 3, "questions"
+    index = (GUIDE / "index.md").read_text(encoding="utf-8")
+    assert f"({lesson}.md)" in index
+
+
+@pytest.mark.parametrize("lesson", lesson_names())
+def test_a_quoted_sentence_is_one_that_a_check_really_says(lesson):
+    text = (GUIDE / f"{lesson}.md").read_text(encoding="utf-8")
+    table = text.split("## Mistakes")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (?!---|mistake)(.*) \| `([^`]+)` \|$", table, re.MULTILINE)
+    assert len(rows) >= 5
+    known = [a.says for a in answers("wrong_answers", lesson)]
+    for _, quoted in rows:
+        assert any(quoted in says or says in quoted for says in known), quoted
+
+
+def test_one_threshold_for_a_batch_keeps_both_tokens_of_the_other_row():
+    logits, k = torch.tensor([[1.0, 3.0], [10.0, 12.0]]), 1
+    logits[logits < logits.topk(k).values.min()] = float("-inf")
+    assert logits.tolist() == [[-math.inf, 3.0], [10.0, 12.0]]
+    for k in (0, 3):
+        with pytest.raises((RuntimeError, IndexError)):
+            logits.topk(k).values.min()
+
+
+def test_a_temperature_after_the_softmax_does_nothing():
+    logits = torch.tensor([[0.0, math.log(3)]]).expand(20_000, 2)
+    shares = []
+    for weights in (logits.softmax(-1) / 0.5, (logits / 0.5).softmax(-1)):
+        torch.manual_seed(0)
+        shares.append(torch.multinomial(weights, 1).double().mean().item())
+    assert shares == [pytest.approx(0.75, abs=0.02), pytest.approx(0.9, abs=0.02)]
