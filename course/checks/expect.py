@@ -20,7 +20,8 @@ def show(value, limit: int = 12) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
-        items = [show(v, limit) for v in value[:limit]]
+        inner = limit if len(value) < 6 else limit // 2
+        items = [show(v, inner) for v in value[:limit]]
         items += ["..."] if len(value) > limit else []
         text = ", ".join(items)
         return f"[{text}]" if isinstance(value, list) else f"({text})"
@@ -77,7 +78,7 @@ def same(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
 
 
 def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
-    """A plain value (str, int, list, float) equals the expected one."""
+    """A plain value (bool, str, int, list, float) equals the expected one."""
     returned(got, object, call)
     if isinstance(expected, float) and isinstance(got, torch.Tensor):
         raise AssertionError(
@@ -89,9 +90,10 @@ def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
     else:
         ok = type(got) is type(expected) and got == expected
     if not ok:
-        raise AssertionError(
-            f"{call} should give {show(expected)}, not {show(got)}." + _hint(hint)
-        )
+        wish, given = show(expected), show(got)
+        if wish == given:
+            wish, given = _told_apart(expected, got)
+        raise AssertionError(f"{call} should give {wish}, not {given}." + _hint(hint))
 
 
 def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
@@ -131,13 +133,41 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
         )
 
 
+def _kind(value) -> str:
+    """The type of a value in words."""
+    if isinstance(value, torch.Tensor):
+        return "a tensor" if value.dim() else "a 0-d tensor"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _told_apart(expected, got) -> tuple[str, str]:
+    """Two values that look the same, in words that differ."""
+    if type(expected) is not type(got):
+        return tuple(f"{show(x)} ({_kind(x)})" for x in (expected, got))
+    if isinstance(expected, (list, tuple)):
+        if len(expected) != len(got):
+            return f"{len(expected)} values", f"{len(got)}"
+        for n, (a, b) in enumerate(zip(expected, got, strict=True)):
+            if a != b:
+                wish, given = show(a), show(b)
+                if wish == given:
+                    wish, given = _told_apart(a, b)
+                return f"{wish} at place {n}", given
+    return repr(expected), repr(got)
+
+
 def _at_a_glance(wrong, one, other) -> tuple[str, str]:
-    """Two tensors in words; long ones only where `wrong` is true for the first time."""
-    if wrong.numel() <= SHORT:
+    """Two tensors in words; where they are long, or look the same, only what is at the
+    first place where `wrong` is true."""
+    if wrong.numel() <= SHORT and show(one) != show(other):
         return show(one), show(other)
     place = wrong.nonzero()[0].tolist()
     at = tuple(place)
-    return f"{show(one[at])} at {place}", show(other[at])
+    wish, given = show(one[at]), show(other[at])
+    if wish == given:
+        wish, given = repr(one[at].item()), repr(other[at].item())
+    return (f"{wish} at {place}" if place else wish), given
 
 
 @contextlib.contextmanager

@@ -21,14 +21,26 @@ reuse_prefix = exercise("reuse_prefix")
 cache_bytes = exercise("cache_bytes")
 
 MODELS = pytest.mark.parametrize("make", [random_llama, random_gpt2])
-TEXT = torch.tensor([[5, 17, 40, 8, 9, 60], [61, 62, 33, 34, 35, 7]])
-ONE = (torch.tensor([[5, 17, 40, 8]]), torch.ones(1, 4, dtype=torch.long))
-# Three prompts of 2, 5 and 3 tokens, padded on the left with 0.
-THREE = (
-    torch.tensor([[0, 0, 0, 60, 61], [5, 17, 40, 8, 9], [0, 0, 33, 34, 35]]),
-    torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
-)
-BATCHES = pytest.mark.parametrize("batch", [ONE, THREE], ids=["one", "three"])
+
+
+# Functions, so that no answer can change what another is tested with.
+def text():
+    """Two texts of 6 tokens."""
+    return torch.tensor([[5, 17, 40, 8, 9, 60], [61, 62, 33, 34, 35, 7]])
+
+
+def one():
+    """A prompt of 4 tokens, and its mask."""
+    return torch.tensor([[5, 17, 40, 8]]), torch.ones(1, 4, dtype=torch.long)
+
+
+def three():
+    """Prompts of 2, 5 and 3 tokens, padded on the left with 0, and their mask."""
+    ids = torch.tensor([[0, 0, 0, 60, 61], [5, 17, 40, 8, 9], [0, 0, 33, 34, 35]])
+    return ids, (ids > 0).long()
+
+
+BATCHES = pytest.mark.parametrize("batch", [one, three])
 
 
 def greedy(logits):
@@ -169,15 +181,15 @@ def test_the_old_cache_is_left_alone(attention_with_cache):
 @MODELS
 def test_a_step_gives_the_logits_of_the_whole_text(cached_step, make):
     model = make()
-    logits, cache = cached_step(model, TEXT[:, :3], None)
+    logits, cache = cached_step(model, text()[:, :3], None)
     call = "cached_step of three tokens without a cache"
-    expect.same(logits, full_logits(model, TEXT[:, :3]), call, "", 1e-4)
+    expect.same(logits, full_logits(model, text()[:, :3]), call, "", 1e-4)
     assert length_of(cache, call) == 3, f"{call}: the cache's length"
     for end in (4, 5, 6):
-        logits, cache = cached_step(model, TEXT[:, end - 1 : end], cache)
+        logits, cache = cached_step(model, text()[:, end - 1 : end], cache)
         call = f"cached_step of token {end} with a cache of {end - 1}"
         hint = "Is the cache passed on: past_key_values=cache?"
-        expect.same(logits, full_logits(model, TEXT[:, :end]), call, hint, 1e-4)
+        expect.same(logits, full_logits(model, text()[:, :end]), call, hint, 1e-4)
         assert length_of(cache, call) == end, (
             f"{call}: the cache's length is {cache.get_seq_length()} afterwards"
         )
@@ -185,8 +197,8 @@ def test_a_step_gives_the_logits_of_the_whole_text(cached_step, make):
 
 def test_the_model_sees_the_new_token_alone(cached_step):
     model = Watched(random_llama())
-    _, cache = cached_step(model, TEXT[:, :4], None)
-    cached_step(model, TEXT[:, 4:5], cache)
+    _, cache = cached_step(model, text()[:, :4], None)
+    cached_step(model, text()[:, 4:5], cache)
     assert model.widths == [4, 1], (
         f"the model should be given 4 tokens, then 1; it was given {model.widths}"
     )
@@ -198,7 +210,7 @@ def test_the_model_sees_the_new_token_alone(cached_step):
 
 def test_a_step_is_float32_without_gradients(cached_step):
     model = random_llama().to(torch.bfloat16)
-    logits, _ = cached_step(model, TEXT, None)
+    logits, _ = cached_step(model, text(), None)
     expect.tensor(logits, (2, 97), "cached_step of a bfloat16 model", torch.float32)
     assert not logits.requires_grad, "call the model inside `with torch.no_grad():`"
 
@@ -232,7 +244,7 @@ def test_positions_worked_by_hand(position_ids, mask, wanted):
 
 def test_positions_are_those_that_make_padding_harmless(position_ids):
     model = random_gpt2()
-    ids, mask = THREE
+    ids, mask = three()
     with torch.no_grad():
         padded = model(
             ids, attention_mask=mask, position_ids=position_ids(mask)
@@ -248,7 +260,7 @@ def test_positions_are_those_that_make_padding_harmless(position_ids):
 
 def test_each_decode_step_feeds_one_token(decode_cached):
     model = Watched(random_llama(eos_token_id=None))
-    ids, mask = THREE
+    ids, mask = three()
     decode_cached(model, ids, mask, 4, greedy, [], 0)
     assert model.widths == [5, 1, 1, 1], (
         f"four steps on five columns should feed 5, 1, 1 and 1 tokens a row; they fed "
@@ -281,9 +293,9 @@ def test_cached_tokens_are_those_of_generate(
     decode_cached, make, batch, eos_count, pick
 ):
     model = make()
-    ids, mask = batch
+    ids, mask = batch()
     out = model.generate(
-        THREE[0], attention_mask=THREE[1], max_new_tokens=6, eos_token_id=None
+        three()[0], attention_mask=three()[1], max_new_tokens=6, eos_token_id=None
     )
     eos_ids = [out[0, 6].item(), out[1, 8].item(), out[2, 9].item()][:eos_count]
     torch.manual_seed(0)
@@ -308,7 +320,7 @@ def test_no_call_after_the_last_token(decode_cached):
     model = Watched(random_llama(eos_token_id=None))
     for new in (1, 3):
         model.calls.clear()
-        got = decode_cached(model, *ONE, new, greedy, [], 0)
+        got = decode_cached(model, *one(), new, greedy, [], 0)
         call = f"decode_cached with {new} new token(s)"
         expect.tensor(got, (1, 4 + new), call, torch.int64)
         assert len(model.calls) == new, (
@@ -324,12 +336,12 @@ def test_pick_gets_float32(decode_cached):
         seen.append(logits.dtype)
         return greedy(logits)
 
-    decode_cached(random_llama().to(torch.bfloat16), *ONE, 2, pick, [], 0)
+    decode_cached(random_llama().to(torch.bfloat16), *one(), 2, pick, [], 0)
     assert set(seen) == {torch.float32}, f"pick was given {seen[0]}: make it float32"
 
 
 def test_prompt_and_mask_stay(decode_cached):
-    ids, mask = (x.clone() for x in THREE)
+    ids, mask = three()
     with expect.unchanged("append with torch.cat", ids=ids, mask=mask):
         decode_cached(random_llama(), ids, mask, 3, greedy, [], 0)
 
@@ -341,7 +353,7 @@ def test_prompt_and_mask_stay(decode_cached):
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_after_a_rollback_the_text_can_go_on_elsewhere(rollback, make, n):
     model = make()
-    cache = filled(model, TEXT[:, :5])
+    cache = filled(model, text()[:, :5])
     short = rollback(cache, n)
     call = f"rollback of a cache of 5 by {n}"
     assert length_of(short, call) == 5 - n, (
@@ -350,14 +362,14 @@ def test_after_a_rollback_the_text_can_go_on_elsewhere(rollback, make, n):
     other = torch.tensor([[50], [51]])
     with torch.no_grad():
         got = model(other, past_key_values=short, use_cache=True).logits[:, -1]
-    oracle = full_logits(model, torch.cat([TEXT[:, : 5 - n], other], dim=-1))
+    oracle = full_logits(model, torch.cat([text()[:, : 5 - n], other], dim=-1))
     hint = "The last n entries go, not the first."
     expect.same(got, oracle, f"the logits of a step after {call}", hint, 1e-4)
 
 
 def test_the_given_cache_stays_as_it_was(rollback):
     model = random_llama()
-    cache = filled(model, TEXT)
+    cache = filled(model, text())
     before = copy.deepcopy(cache)
     for n in (0, 2):
         copied = rollback(cache, n)
@@ -374,7 +386,7 @@ def test_the_given_cache_stays_as_it_was(rollback):
 
 
 def test_more_than_there_is_cannot_be_rolled_back(rollback):
-    cache = filled(random_llama(), TEXT)
+    cache = filled(random_llama(), text())
     for n in (-1, 7):
         call = f"rollback of a cache of 6 by {n}"
         expect.rejects(ValueError, lambda n=n: rollback(cache, n), call)
@@ -385,25 +397,28 @@ def test_more_than_there_is_cannot_be_rolled_back(rollback):
 
 # --- reuse_prefix ---------------------------------------------------------------------
 
-SUFFIXES = [torch.tensor(x) for x in ([[50, 51]], [[60]], [[50, 51, 52]])]
+
+def endings():
+    """Three suffixes, of 2, 1 and 3 tokens."""
+    return [torch.tensor(x) for x in ([[50, 51]], [[60]], [[50, 51, 52]])]
 
 
 @MODELS
 def test_logits_are_those_of_prefix_and_suffix(reuse_prefix, make):
     model = make()
-    got = reuse_prefix(model, TEXT[:1], SUFFIXES)
+    got = reuse_prefix(model, text()[:1], endings())
     call = "reuse_prefix with three suffixes"
     expect.returned(got, list, call)
     assert len(got) == 3, f"{call} should return 3 logits, not {len(got)}"
-    for n, (logits, suffix) in enumerate(zip(got, SUFFIXES, strict=True)):
-        oracle = full_logits(model, torch.cat([TEXT[:1], suffix], dim=-1))
+    for n, (logits, suffix) in enumerate(zip(got, endings(), strict=True)):
+        oracle = full_logits(model, torch.cat([text()[:1], suffix], dim=-1))
         hint = "Each suffix needs a copy of the prefix's cache." if n else ""
         expect.same(logits, oracle, f"{call}: the logits of suffix {n}", hint, 1e-4)
 
 
 def test_the_prefix_is_computed_once(reuse_prefix):
     model = Watched(random_llama())
-    reuse_prefix(model, TEXT[:1], SUFFIXES)
+    reuse_prefix(model, text()[:1], endings())
     assert sum(model.widths) == 6 + 2 + 1 + 3, (
         f"a prefix of 6 and suffixes of 2, 1 and 3 tokens need 12 positions; the model "
         f"computed {sum(model.widths)}, in calls of {model.widths}"
@@ -411,7 +426,7 @@ def test_the_prefix_is_computed_once(reuse_prefix):
 
 
 def test_no_suffixes_give_no_logits(reuse_prefix):
-    expect.value(reuse_prefix(random_llama(), TEXT[:1], []), [], "with no suffixes")
+    expect.value(reuse_prefix(random_llama(), text()[:1], []), [], "with no suffixes")
 
 
 # --- cache_bytes ----------------------------------------------------------------------
@@ -463,7 +478,7 @@ def test_the_size_of_a_head_comes_from_the_query_heads(cache_bytes, head_dim):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_those_of_a_real_cache(cache_bytes, make, dtype):
     model = make().to(dtype)
-    cache = filled(model, TEXT)
+    cache = filled(model, text())
     oracle = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     call = (
         f"cache_bytes of a tiny {type(model).__name__}, batch 2, 6 positions, {dtype}"

@@ -1,0 +1,56 @@
+"""What a failing line says: a difference that a reader can see, and not too much."""
+
+import re
+
+import pytest
+import torch
+
+from course.checks import expect
+
+
+def said(check, *arguments, **options) -> str:
+    with pytest.raises(AssertionError) as error:
+        check(*arguments, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "wish", "given"),
+    [
+        (torch.tensor(True), True, "True (a bool)", "True (a 0-d tensor)"),
+        (15360.0, 15360, "15360 (an int)", "15360 (a float)"),
+        ((1, 2), [1, 2], "[1, 2]", "(1, 2)"),
+        ([1, 2.0000001], [1, 2.0], "2.0 at place 1", "2.0000001"),
+        ([*range(20), 7], [*range(21)], "20 at place 20", "7"),
+        ([*range(20)], [*range(21)], "21 values", "20"),
+        ([["a"] * 13 + ["b"]], [["a"] * 14], "'a' at place 13 at place 0", "'b'"),
+        (0.1 + 0.2, 0.3, "0.3", "0.30000000000000004"),
+        (1, True, "True", "1"),
+    ],
+)
+def test_values_that_differ_look_different(got, expected, wish, given):
+    assert said(expect.value, got, expected, "f()") == (
+        f"f() should give {wish}, not {given}."
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (3, 40)])
+def test_tensors_that_differ_look_different(shape):
+    got, wanted = torch.full(shape, 1 / 3 + 1e-7), torch.full(shape, 1 / 3)
+    text = said(expect.same, got, wanted, "f()")
+    wish, given = re.fullmatch(
+        r"f\(\) should be (\S+).*, not (\S+?)\.?", text.split(" (")[0]
+    ).groups()
+    assert float(wish) != float(given)
+
+
+def test_no_line_lists_more_than_some_dozens_of_numbers():
+    rows = [list(range(500)) for _ in range(50)]
+    texts = [
+        said(expect.value, rows, [[1]], "f()"),
+        said(expect.value, rows[0], [1], "f()"),
+        said(expect.same, torch.tensor(rows), torch.tensor(rows) + 1, "f()"),
+        said(expect.same_ids, torch.tensor(rows), torch.tensor(rows) + 1, "f()"),
+        said(expect.returned, rows, str, "f()"),
+    ]
+    assert max(len(re.findall(r"\d+", text)) for text in texts) < 80
