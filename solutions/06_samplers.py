@@ -83,13 +83,19 @@ assert keep.tolist() == [True, False, False]
 # other logits to -inf.
 #
 # By hand: with the probabilities 0.5, 0.4, 0.1, `top_p=0.6` keeps two tokens, 0.45 keeps
-# one, 0.95 all three. `top_p=1` is off; 0 keeps the likeliest token.
+# one, 0.95 all three. `top_p=1` is off; 0 keeps the likeliest token. Four tokens of 0.25
+# with `top_p=0.5`: two stay, whichever.
 #
-# <details><summary>Hint 1</summary>Sort the logits from large to small, softmax,
-# cumsum. A token stays if the mass <em>before</em> it is less than
+# Logits may be float16 or bfloat16. A sum of thousands of such numbers is far off, so this
+# filter and the next ones compute in float32, and give back what they were given.
+#
+# <details><summary>Hint 1</summary>Sort the logits (<code>.float()</code>) from large to
+# small, softmax, cumsum. A token stays if the mass <em>before</em> it is less than
 # <code>top_p</code>.</details>
-# <details><summary>Hint 2</summary>The mass before a token is the cumulative sum without
-# its own probability. The first token always stays.</details>
+# <details><summary>Hint 2</summary>The mass before a token is the cumulative sum of the
+# token before it: shift it by one place. (Cumulative sum minus own probability is the same
+# but for rounding, which shows with 0.5, 0.4, 0.1 and <code>top_p=0.5</code>.) The first
+# token always stays.</details>
 # <details><summary>Hint 3</summary><code>sort</code> gives the places, too:
 # <code>remove.scatter(-1, places, remove_sorted)</code> brings a mask back into the order
 # of the vocabulary.</details>
@@ -99,8 +105,8 @@ assert keep.tolist() == [True, False, False]
 def top_p_filter(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the smallest set of likeliest tokens with a mass of at least top_p.
 
-    logits: (batch, vocab) float. top_p: 0 to 1; 1 is off.
-    Returns a new tensor; removed tokens are -inf, at least one token stays.
+    logits: (batch, vocab) of any float dtype. top_p: 0 to 1; 1 is off.
+    Returns a new tensor of that dtype; removed tokens are -inf, at least one stays.
     Raises ValueError for top_p below 0 or above 1. Holtzman et al., 2020.
     """
     ### BEGIN SOLUTION
@@ -108,11 +114,10 @@ def top_p_filter(logits: torch.Tensor, top_p: float) -> torch.Tensor:
         raise ValueError(f"top_p must be from 0 to 1, got {top_p}")
     if top_p == 1:
         return logits.clone()
-    ordered, places = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # the mass of likelier tokens
-    remove_ordered = before >= top_p
-    remove_ordered[:, 0] = False
+    ordered, places = logits.float().sort(dim=-1, descending=True)
+    mass = ordered.softmax(-1).cumsum(-1)
+    remove_ordered = torch.zeros_like(mass, dtype=torch.bool)
+    remove_ordered[:, 1:] = mass[:, :-1] >= top_p  # of the likelier tokens
     remove = remove_ordered.scatter(-1, places, remove_ordered)
     return logits.masked_fill(remove, float("-inf"))
     ### END SOLUTION
@@ -161,13 +166,14 @@ for temperature in (0.5, 1.0, 2.0):
 def min_p_filter(logits: torch.Tensor, min_p: float) -> torch.Tensor:
     """Remove tokens with less than min_p times the probability of the likeliest.
 
-    logits: (batch, vocab) float. min_p: 0 to 1; 0 is off. Returns a new tensor.
+    logits: (batch, vocab) of any float dtype. min_p: 0 to 1; 0 is off.
+    Returns a new tensor of that dtype. What ties with the likeliest stays, too.
     Raises ValueError for min_p below 0 or above 1. Nguyen et al., 2025.
     """
     ### BEGIN SOLUTION
     if not 0 <= min_p <= 1:
         raise ValueError(f"min_p must be from 0 to 1, got {min_p}")
-    probabilities = logits.softmax(-1)
+    probabilities = logits.float().softmax(-1)
     floor = min_p * probabilities.amax(-1, keepdim=True)  # (batch, 1)
     return logits.masked_fill(probabilities < floor, float("-inf"))
     ### END SOLUTION
@@ -204,7 +210,7 @@ for temperature in (0.5, 1.0, 2.0):
 #
 # By hand: the probabilities 0.6, 0.2, 0.2 have the entropy 0.95. The surprisals are 0.51,
 # 1.61, 1.61, so the distances are 0.44, 0.66, 0.66. With `typical_p=0.5` the first token
-# stays alone.
+# stays alone. Four tokens of 0.25 with 0.5: two stay, whichever.
 #
 # <details><summary>Hint 1</summary><code>surprisal = -logits.log_softmax(-1)</code>; the
 # entropy is the sum of p times surprisal, <code>keepdim=True</code>.</details>
@@ -219,8 +225,9 @@ for temperature in (0.5, 1.0, 2.0):
 def typical_filter(logits: torch.Tensor, typical_p: float) -> torch.Tensor:
     """Keep the most typical tokens, with a mass of at least typical_p.
 
-    logits: (batch, vocab) float. typical_p: above 0, up to 1; 1 is off. Returns a new
-    tensor; at least one token stays, not necessarily the likeliest.
+    logits: (batch, vocab) of any float dtype. typical_p: above 0, up to 1; 1 is off.
+    Returns a new tensor of that dtype; at least one token stays, not necessarily the
+    likeliest.
     Raises ValueError for other typical_p. Meister et al., 2023.
     """
     ### BEGIN SOLUTION
@@ -228,12 +235,13 @@ def typical_filter(logits: torch.Tensor, typical_p: float) -> torch.Tensor:
         raise ValueError(f"typical_p must be above 0 and at most 1, got {typical_p}")
     if typical_p == 1:
         return logits.clone()
-    surprisal = -logits.log_softmax(-1)  # (batch, vocab)
+    surprisal = -logits.float().log_softmax(-1)  # (batch, vocab)
     probabilities = (-surprisal).exp()
     entropy = (probabilities * surprisal).nansum(-1, keepdim=True)  # (batch, 1)
     places = (surprisal - entropy).abs().argsort(dim=-1)
-    ordered = probabilities.gather(-1, places)
-    remove_ordered = ordered.cumsum(-1) - ordered >= typical_p
+    mass = probabilities.gather(-1, places).cumsum(-1)
+    remove_ordered = torch.zeros_like(mass, dtype=torch.bool)
+    remove_ordered[:, 1:] = mass[:, :-1] >= typical_p  # of the more typical ones
     remove = remove_ordered.scatter(-1, places, remove_ordered)
     return logits.masked_fill(remove, float("-inf"))
     ### END SOLUTION
@@ -264,7 +272,7 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
 # %% [markdown]
 # ### Exercise 06.4 · `eta_filter`
 #
-# difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 7 lines
+# difficulty ★★☆ · importance ★☆☆ · 10 min · our answer: 8 lines
 #
 # Remove tokens with a probability below eta = min(ε, √ε · exp(-H)), but never the likeliest.
 # H is the entropy of the row in nats: with the natural logarithm.
@@ -275,26 +283,29 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
 #
 # <details><summary>Hint 1</summary>The entropy is that of the last exercise.
 # <code>clamp(max=epsilon)</code> is the smaller of two.</details>
-# <details><summary>Hint 2</summary>That the likeliest stays needs no code: exp(-H) is never
-# more than the largest probability, and √ε is less than 1.</details>
+# <details><summary>Hint 2</summary>exp(-H) is never more than the largest probability, and
+# √ε is less than 1: on paper the likeliest always stays. In floats it needs code, since with
+# ε near 1 and an even row both sides round. Remove only where
+# <code>logits &lt; logits.amax(-1, keepdim=True)</code>.</details>
 
 
 # %% tags=["exercise"]
 def eta_filter(logits: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Remove tokens below eta = min(epsilon, sqrt(epsilon) * exp(-entropy)).
 
-    logits: (batch, vocab) float. epsilon: 0 (off) up to, but not including, 1.
-    Returns a new tensor; the likeliest token stays.
+    logits: (batch, vocab) of any float dtype. epsilon: 0 (off) or more, below 1.
+    Returns a new tensor of that dtype; the likeliest stays, and what ties with it.
     Raises ValueError for other epsilon. Hewitt et al., 2022.
     """
     ### BEGIN SOLUTION
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon must be 0 or more and below 1, got {epsilon}")
-    logprobs = logits.log_softmax(-1)
+    logprobs = logits.float().log_softmax(-1)
     probabilities = logprobs.exp()
     entropy = -(probabilities * logprobs).nansum(-1, keepdim=True)  # (batch, 1)
     eta = (epsilon**0.5 * torch.exp(-entropy)).clamp(max=epsilon)
-    return logits.masked_fill(probabilities < eta, float("-inf"))
+    remove = (probabilities < eta) & (logits < logits.amax(-1, keepdim=True))
+    return logits.masked_fill(remove, float("-inf"))
     ### END SOLUTION
 
 
@@ -333,28 +344,29 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
 # <details><summary>Hint 1</summary>Where nothing has been removed it is
 # <code>logits.std(-1, correction=0, keepdim=True)</code>.</details>
 # <details><summary>Hint 2</summary>With -inf in a row, take mean and squares of the finite
-# logits by hand: <code>torch.where(finite, logits, 0).sum(-1, keepdim=True) / count</code>.
-# </details>
+# logits by hand: <code>torch.where(finite, x, 0).sum(-1, keepdim=True) / count</code> with
+# <code>x = logits.float()</code>. A sum of 49,152 squares does not fit float16, whose largest
+# number is 65,504.</details>
 
 
 # %% tags=["exercise"]
 def top_n_sigma_filter(logits: torch.Tensor, n: float) -> torch.Tensor:
     """Keep logits within n standard deviations of the largest.
 
-    logits: (batch, vocab) float; -inf does not count. n: 0 or more.
-    Returns a new tensor; the largest logit stays.
+    logits: (batch, vocab) of any float dtype; -inf does not count. n: 0 or more.
+    Returns a new tensor of that dtype; the largest logit stays, and what ties with it.
     Raises ValueError for a negative n. Tang et al., 2025.
     """
     ### BEGIN SOLUTION
     if n < 0:
         raise ValueError(f"n must be 0 or more, got {n}")
-    there = logits > float("-inf")
+    x, there = logits.float(), logits > float("-inf")
     count = there.sum(-1, keepdim=True)
-    mean = torch.where(there, logits, 0).sum(-1, keepdim=True) / count
-    squares = torch.where(there, (logits - mean) ** 2, 0)
+    mean = torch.where(there, x, 0).sum(-1, keepdim=True) / count
+    squares = torch.where(there, (x - mean) ** 2, 0)
     sigma = (squares.sum(-1, keepdim=True) / count).sqrt()  # (batch, 1)
-    line = logits.amax(-1, keepdim=True) - n * sigma
-    return logits.masked_fill(logits < line, float("-inf"))
+    line = x.amax(-1, keepdim=True) - n * sigma
+    return logits.masked_fill(x < line, float("-inf"))
     ### END SOLUTION
 
 
@@ -423,8 +435,9 @@ def xtc_filter(
 ) -> torch.Tensor:
     """With a chance of `probability` a row, exclude its top choices.
 
-    logits: (batch, vocab) float. threshold: above 0, up to 1. probability: 0 to 1.
-    generator: for the draws (one a row); torch's own if None. Returns a new tensor.
+    logits: (batch, vocab) of any float dtype. threshold: above 0, up to 1.
+    probability: 0 to 1. generator: for the draws (one a row); torch's own if None.
+    Returns a new tensor of the logits' dtype.
     Raises ValueError for other threshold or probability.
     """
     ### BEGIN SOLUTION
@@ -434,7 +447,7 @@ def xtc_filter(
         raise ValueError(f"probability must be from 0 to 1, got {probability}")
     draws = torch.rand(logits.shape[0], 1, generator=generator)
     chosen = (draws < probability).to(logits.device)  # (batch, 1)
-    probabilities = logits.softmax(-1)
+    probabilities = logits.float().softmax(-1)
     likely = probabilities.masked_fill(probabilities < threshold, float("inf"))
     last = likely.amin(-1, keepdim=True)  # (batch, 1)
     return logits.masked_fill(chosen & (probabilities > last), float("-inf"))
@@ -463,13 +476,13 @@ for _ in range(4):
 # %% [markdown]
 # ### Exercise 06.7 · `Mirostat`
 #
-# difficulty ★★★ · importance ★☆☆ · 20 min · our answer: 14 lines
+# difficulty ★★★ · importance ★☆☆ · 20 min · our answer: 15 lines
 #
 # A cut `mu` for each row, at first twice the target. One pick:
 #
 # 1. the surprisal of each token, in bits: -log2 p;
 # 2. remove tokens whose surprisal is above `mu` (never the likeliest, nor what ties with it);
-# 3. draw with `torch.multinomial` from the softmax of what is left;
+# 3. draw from the softmax of what is left, with `torch.multinomial` or in any other way;
 # 4. *observed* is the surprisal in bits of the drawn token among what was left;
 # 5. `mu` becomes `mu - rate * (observed - target)`.
 #
@@ -496,8 +509,10 @@ class Mirostat:
         self.mu = None  # (batch, 1), bits
 
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits: (batch, vocab) float. Returns (batch, 1) int64, and moves the cut."""
+        """logits: (batch, vocab) of any float dtype, the cut is float32 all the same.
+        Returns (batch, 1) int64, and moves the cut."""
         ### BEGIN SOLUTION
+        logits = logits.float()
         surprisal = -logits.log_softmax(-1) / torch.tensor(2.0).log()  # bits
         if self.mu is None:
             self.mu = torch.full_like(surprisal[:, :1], 2 * self.target)

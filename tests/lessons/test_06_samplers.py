@@ -48,17 +48,24 @@ def places(logits):
     return [row.nonzero()[:, 0].tolist() for row in logits > -INF]
 
 
-def stays(got, logits, wanted, call, hint=""):
-    """Exactly the tokens `wanted` stay, a list of places a row, with their logits."""
+def stays(got, logits, wanted, call, why="", hints=()):
+    """Exactly the tokens `wanted` stay, a list of places a row, with their logits.
+
+    why: explains what is wanted. hints: (places that stay, what that comes from) for
+    results that only one mistake gives.
+    """
     expect.tensor(got, logits.shape, call, logits.dtype)
-    if bool((got == 0).any()) and not bool((logits == 0).any()):
-        hint = "A logit of 0 is no removal: -inf is."
-    elif got.dtype.is_floating_point and bool(got.isnan().any()):
-        hint = "There is a nan: 0 times inf, or inf minus inf?"
     found = places(got)
-    assert found == wanted, f"{call} should keep the tokens {wanted}, not {found}." + (
-        f" {hint}" if hint else ""
-    )
+    if found != wanted:
+        if bool((got == 0).any()) and not bool((logits == 0).any()):
+            why = "A logit of 0 is no removal: -inf is."
+        elif bool(got.isnan().any()):
+            why = "There is a nan: 0 times inf, or inf minus inf?"
+        else:
+            why = dict((repr(x), hint) for x, hint in hints).get(repr(found), why)
+        raise AssertionError(
+            f"{call} {_in_words(wanted, found)}." + (why and f" {why}")
+        )
     there = got > -INF
     assert torch.equal(got[there], logits[there]), (
         f"{call} changed the logits of tokens that stay: return filtered logits, not "
@@ -66,23 +73,63 @@ def stays(got, logits, wanted, call, hint=""):
     )
 
 
+def _in_words(wanted, found) -> str:
+    """What should stay and what does; of long rows, the first that is wrong."""
+    if max(map(len, wanted + found)) <= 12 and len(wanted) <= 4:
+        return f"should keep the tokens {wanted}, not {found}"
+    row = next(n for n, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b)
+    token = min(set(wanted[row]) ^ set(found[row]))
+    wish = "stay" if token in wanted[row] else "go"
+    return (
+        f"should keep {len(wanted[row])} tokens of row {row}, not {len(found[row])}; "
+        f"the first that is wrong is token {token}, which should {wish}"
+    )
+
+
 def like(processor, function, call):
     """As transformers' processor, on random logits and on some with removed tokens."""
     for seed in range(3):
         logits = random_logits(seed=seed)
+        said, why = call, ""
         if seed == 2:
             logits[:, ::3] = -INF
+            said += ", where every third token was removed before,"
+            why = "Nothing but the removed tokens is new here."
         oracle = processor(None, logits.clone())
-        got = expect.tensor(function(logits.clone()), (4, 200), call)
-        said = f"the numbers of tokens kept by {call}"
-        hint = ""
-        if seed == 2:
-            said += ", where every third token was removed before"
-            hint = (
-                "Of a removed token p is 0 and the surprisal inf: 0 times inf is nan."
-            )
-        expect.value(kept(got), kept(oracle), said, hint)
-        assert torch.equal(got, oracle), f"{call} keeps other tokens than transformers"
+        got = expect.tensor(function(logits.clone()), (4, 200), said)
+        if seed == 2 and kept(got) == [0] * 4:
+            why = "A removed token has p = 0 and the surprisal inf: 0 times inf is nan."
+        stays(got, logits, places(oracle), said, why)
+
+
+HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+IN_FLOAT32 = "Compute in float32: logits.float()."
+
+
+def real_size(dtype):
+    """As many logits as the model of the lessons has tokens, in half precision."""
+    return random_logits(2, 49152, seed=11).to(dtype)
+
+
+def as_in_float32(function, logits, remove, call):
+    """The tokens stay that stay when the same logits are float32."""
+    wanted = places(logits.masked_fill(remove, -INF))
+    call = f"{call} of 49,152 {str(logits.dtype).removeprefix('torch.')} logits"
+    stays(function(logits.clone()), logits, wanted, call, IN_FLOAT32)
+
+
+def smallest_mass(function, logits, share, order, call):
+    """The tokens that come first in `order` stay, a mass of `share`, and no more."""
+    call = f"{call} of 49,152 {str(logits.dtype).removeprefix('torch.')} logits"
+    got = expect.tensor(function(logits.clone()), logits.shape, call, logits.dtype)
+    for row, p, last in zip(
+        got > -INF, logits.double().softmax(-1), order, strict=True
+    ):
+        mass, edge = p[row].sum().item(), last[row].max() if row.any() else -1
+        inside = p[row & (last < edge)].sum().item()
+        assert share - 1e-4 <= mass < share + 1e-4 + mass - inside, (
+            f"{call} kept {row.sum()} tokens with a mass of {mass:.4f}. {IN_FLOAT32}"
+        )
 
 
 def leaves_input_alone(function, call):
@@ -101,22 +148,31 @@ def leaves_input_alone(function, call):
 )
 def test_nucleus_worked_by_hand(top_p_filter, top_p, wanted):
     logits = logits_of([0.5, 0.4, 0.1])
-    got = top_p_filter(logits, top_p)
-    hint = ""
-    if isinstance(got, torch.Tensor) and got.shape == (1, 3):
-        if top_p == 0.6 and kept(got) == [1]:
-            hint = "One token holds 0.5, less than 0.6: the one that crosses stays."
-        elif kept(got) == [0]:
-            hint = "At least one token stays."
+    hints = [([[]], "At least one token stays.")]
+    if top_p == 0.6:
+        why = "Token 0 holds 0.5, less than 0.6: the one that crosses stays."
+        hints.append(([[0]], why))
     call = f"top_p_filter of the probabilities 0.5, 0.4, 0.1 with top_p={top_p}"
-    stays(got, logits, [wanted], call, hint)
+    stays(top_p_filter(logits, top_p), logits, [wanted], call, "", hints)
 
 
 def test_nucleus_in_any_order_and_for_each_row(top_p_filter):
     logits = logits_of([0.1, 0.5, 0.4], [0.9, 0.06, 0.04])
     call = "top_p_filter of [0.1, 0.5, 0.4] and [0.9, 0.06, 0.04] with top_p=0.6"
-    hint = "Bring the mask back into the order of the vocabulary: scatter."
-    stays(top_p_filter(logits, 0.6), logits, [[1, 2], [0]], call, hint)
+    scatter = "Bring the mask back into the order of the vocabulary: scatter."
+    hints = [
+        ([[0, 1], [0]], scatter),
+        ([[1, 2], [0, 1]], "Row 1 has one token that holds 0.6: each row its own."),
+    ]
+    stays(top_p_filter(logits, 0.6), logits, [[1, 2], [0]], call, "", hints)
+
+
+def test_a_mass_that_is_reached_exactly_is_enough(top_p_filter):
+    for top_p, number in ((0.25, 1), (0.5, 2), (0.75, 3)):
+        call = f"top_p_filter of four probabilities of 0.25 with top_p={top_p}"
+        got = expect.tensor(top_p_filter(torch.zeros(1, 4), top_p), (1, 4), call)
+        why = "The smallest set: of equal tokens, too, no more than needed."
+        expect.value(kept(got), [number], f"the number kept by {call}", why)
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
@@ -141,7 +197,17 @@ def test_a_top_p_of_1_is_off(top_p_filter):
     logits = torch.tensor([[50.0, 0.0, -5.0]])
     hint = "The first probability rounds to 1: only leaving early keeps the others."
     call = "top_p_filter([[50, 0, -5]], 1)"
-    stays(top_p_filter(logits, 1.0), logits, [[0, 1, 2]], call, hint)
+    stays(top_p_filter(logits, 1.0), logits, [[0, 1, 2]], call, "", [([[0]], hint)])
+
+
+@HALVES
+def test_nucleus_of_half_precision(top_p_filter, dtype):
+    logits = real_size(dtype)
+    for top_p in (0.5, 0.95):
+        smallest_mass(
+            lambda x, p=top_p: top_p_filter(x, p),
+            *(logits, top_p, -logits.double(), f"top_p_filter(logits, {top_p})"),
+        )
 
 
 def test_a_top_p_that_is_no_share_is_refused(top_p_filter):
@@ -166,19 +232,51 @@ def test_nucleus_leaves_its_input_alone(top_p_filter):
 )
 def test_floor_worked_by_hand(min_p_filter, min_p, wanted):
     logits = logits_of([0.5, 0.4, 0.1])
-    got = min_p_filter(logits, min_p)
-    hint = ""
-    if isinstance(got, torch.Tensor) and min_p == 0.5 and kept(got) in ([1], [0]):
-        hint = "The floor is min_p times the largest probability: 0.25."
+    why = f"The floor is min_p times the largest probability: {min_p * 0.5:g}."
     call = f"min_p_filter of the probabilities 0.5, 0.4, 0.1 with min_p={min_p}"
-    stays(got, logits, [wanted], call, hint)
+    stays(min_p_filter(logits, min_p), logits, [wanted], call, why)
 
 
 def test_each_row_has_a_floor_of_its_own(min_p_filter):
     logits = logits_of([0.25, 0.25, 0.25, 0.25], [0.85, 0.05, 0.05, 0.05])
     call = "min_p_filter of a flat and a peaked row with min_p=0.5"
     hint = "amax(-1, keepdim=True): the largest of each row."
-    stays(min_p_filter(logits, 0.5), logits, [[0, 1, 2, 3], [0]], call, hint)
+    hints = [([[], [0]], hint)]
+    stays(min_p_filter(logits, 0.5), logits, [[0, 1, 2, 3], [0]], call, "", hints)
+
+
+def test_a_token_at_the_floor_stays(min_p_filter):
+    two = torch.tensor([[1.0, 1.0, 0.0]])
+    why = "Two tie for the likeliest, and neither is below the floor."
+    stays(min_p_filter(two, 1), two, [[0, 1]], "min_p_filter([[1, 1, 0]], 1)", why)
+    # Token 1 has 0.375 times the probability of token 0, to the last bit of float32.
+    logits = torch.tensor([[0.9808292388916016, 0.0, -0.01917076110839844]])
+    p = logits.softmax(-1)
+    if p[0, 1] == 0.375 * p[0, 0]:
+        call = "min_p_filter of 0.51, 0.1908, 0.187 with min_p=0.375"
+        call = call.replace("0.51, 0.1908, 0.187", ", ".join(f"{x:.4f}" for x in p[0]))
+        why = "Token 1 is at the floor, not below it."
+        stays(min_p_filter(logits, 0.375), logits, [[0, 1]], call, why)
+
+
+def test_a_min_p_of_0_is_off(min_p_filter):
+    logits = torch.tensor([[0.0, -200.0]])
+    why = "Nothing is below a floor of 0, not even a probability of 0."
+    stays(
+        min_p_filter(logits, 0), logits, [[0, 1]], "min_p_filter([[0, -200]], 0)", why
+    )
+
+
+@HALVES
+def test_floor_of_half_precision(min_p_filter, dtype):
+    logits = real_size(dtype)
+    for min_p in (0.02, 0.3):
+        p = logits.double().softmax(-1)
+        as_in_float32(
+            lambda x, m=min_p: min_p_filter(x, m),
+            *(logits, p < min_p * p.amax(-1, keepdim=True)),
+            f"min_p_filter(logits, {min_p})",
+        )
 
 
 @pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
@@ -225,9 +323,32 @@ def test_floor_leaves_its_input_alone(min_p_filter):
 def test_typical_worked_by_hand(typical_filter, probabilities, typical_p, wanted):
     logits = logits_of(probabilities)
     got = typical_filter(logits, typical_p)
-    hint = "The order is by |surprisal - entropy|, the nearest first."
+    why = "The order is by |surprisal - entropy|, the nearest first."
     call = f"typical_filter of the probabilities {probabilities}, typical_p={typical_p}"
-    stays(got, logits, [wanted], call, hint)
+    stays(got, logits, [wanted], call, why)
+
+
+def test_a_typical_mass_that_is_reached_exactly_is_enough(typical_filter):
+    if torch.zeros(1, 4).log_softmax(-1).exp().tolist() != [[0.25] * 4]:
+        return  # this machine rounds otherwise
+    for typical_p, number in ((0.25, 1), (0.5, 2), (0.75, 3)):
+        call = f"typical_filter of four probabilities of 0.25, typical_p={typical_p}"
+        got = expect.tensor(typical_filter(torch.zeros(1, 4), typical_p), (1, 4), call)
+        why = "The smallest set: of equal tokens, too, no more than needed."
+        expect.value(kept(got), [number], f"the number kept by {call}", why)
+
+
+@HALVES
+def test_typical_of_half_precision(typical_filter, dtype):
+    logits = real_size(dtype)
+    surprisal = -logits.double().log_softmax(-1)
+    entropy = (surprisal.neg().exp() * surprisal).sum(-1, keepdim=True)
+    for typical_p in (0.5, 0.95):
+        smallest_mass(
+            lambda x, t=typical_p: typical_filter(x, t),
+            *(logits, typical_p, (surprisal - entropy).abs()),
+            f"typical_filter(logits, {typical_p})",
+        )
 
 
 def test_the_likeliest_token_may_be_removed(typical_filter):
@@ -237,7 +358,8 @@ def test_the_likeliest_token_may_be_removed(typical_filter):
     got = typical_filter(logits, 0.15)
     call = "typical_filter of 0.4, 0.2 and twelve times 0.033, typical_p=0.15"
     hint = "The likeliest says less than one would expect: it has no right to stay."
-    stays(got, logits, [[1]], call, hint)
+    hints = [([[0]], hint), ([[0, 1]], hint)]
+    stays(got, logits, [[1]], call, "", hints)
 
 
 @pytest.mark.parametrize("typical_p", [0.1, 0.5, 0.95])
@@ -250,7 +372,8 @@ def test_a_typical_p_of_1_is_off(typical_filter):
     logits = torch.tensor([[50.0, 0.0, -5.0]])
     hint = "The first probability rounds to 1: only leaving early keeps the others."
     call = "typical_filter([[50, 0, -5]], 1)"
-    stays(typical_filter(logits, 1.0), logits, [[0, 1, 2]], call, hint)
+    got = typical_filter(logits, 1.0)
+    stays(got, logits, [[0, 1, 2]], call, "", [([[0]], hint)])
 
 
 def test_a_typical_p_that_is_no_mass_is_refused(typical_filter):
@@ -271,22 +394,42 @@ def test_typical_leaves_its_input_alone(typical_filter):
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "epsilon", "wanted"),
+    ("probabilities", "epsilon", "wanted", "floor"),
     [
-        ([0.25, 0.25, 0.25, 0.25], 0.64, [0, 1, 2, 3]),
-        # Entropy 1.06, floor min(0.16, 0.4 * 0.345) = 0.138.
-        ([0.6, 0.2, 0.15, 0.05], 0.16, [0, 1, 2]),
-        # Entropy 0.39: exp(-H) is 0.67, so the floor is epsilon itself.
-        ([0.9, 0.06, 0.04], 0.05, [0, 1]),
-        ([0.9, 0.06, 0.04], 0, [0, 1, 2]),
+        ([0.25, 0.25, 0.25, 0.25], 0.64, [0, 1, 2, 3], "min(0.64, 0.8 * 0.25) = 0.2"),
+        ([0.6, 0.2, 0.15, 0.05], 0.16, [0, 1, 2], "min(0.16, 0.4 * 0.345) = 0.138"),
+        ([0.9, 0.06, 0.04], 0.05, [0, 1], "min(0.05, 0.22 * 0.67) = 0.05"),
+        ([0.9, 0.06, 0.04], 0, [0, 1, 2], "0"),
     ],
 )
-def test_eta_worked_by_hand(eta_filter, probabilities, epsilon, wanted):
+def test_eta_worked_by_hand(eta_filter, probabilities, epsilon, wanted, floor):
     logits = logits_of(probabilities)
     got = eta_filter(logits, epsilon)
-    hint = "The floor is the smaller of epsilon and sqrt(epsilon) * exp(-entropy)."
+    why = "The floor is the smaller of epsilon and sqrt(epsilon) * exp(-entropy): "
     call = f"eta_filter of the probabilities {probabilities}, epsilon={epsilon}"
-    stays(got, logits, [wanted], call, hint)
+    stays(got, logits, [wanted], call, f"{why}{floor}.")
+
+
+def test_an_epsilon_of_0_is_off(eta_filter):
+    logits = torch.tensor([[0.0, -200.0]])
+    why = "Nothing is below a floor of 0, not even a probability of 0."
+    stays(eta_filter(logits, 0), logits, [[0, 1]], "eta_filter([[0, -200]], 0)", why)
+
+
+def at_an_eighth():
+    """Logits of which token 1 has the probability 0.125 to the last bit of float32 (and
+    no less in float64), or None on a machine that rounds otherwise."""
+    logits = torch.tensor([[1.8852174282073975, 0.0, -0.8862144947052002]])
+    both = logits.softmax(-1)[0, 1].item(), logits.log_softmax(-1).exp()[0, 1].item()
+    return logits if both == (0.125, 0.125) else None
+
+
+def test_a_token_at_the_floor_of_eta_stays(eta_filter):
+    logits = at_an_eighth()
+    if logits is not None:
+        call = "eta_filter of 0.82, 0.125, 0.05 with epsilon=0.125"
+        why = "Token 1 is at the floor, not below it."
+        stays(eta_filter(logits, 0.125), logits, [[0, 1]], call, why)
 
 
 def test_eta_never_removes_the_likeliest(eta_filter):
@@ -297,6 +440,25 @@ def test_eta_never_removes_the_likeliest(eta_filter):
     for row, best in ((0, [0]), (1, [2, 3])):
         for place in best:
             assert got[row, place] > -INF, f"{call} removed the likeliest of row {row}"
+    for epsilon in (0.9, 0.999999, 1 - 1e-9):
+        call = f"eta_filter of 1,000 equal logits, epsilon={epsilon}"
+        even = torch.full((1, 1000), 1.5)
+        got = expect.tensor(eta_filter(even, epsilon), (1, 1000), call)
+        why = "All tie for the likeliest; rounding alone puts them below the floor."
+        expect.value(kept(got), [1000], f"the number kept by {call}", why)
+
+
+@HALVES
+def test_eta_of_half_precision(eta_filter, dtype):
+    logits = real_size(dtype)
+    logprobs = logits.double().log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
+    for epsilon in (0.0006, 0.01):
+        eta = (epsilon**0.5 * (-entropy).exp()).clamp(max=epsilon)
+        as_in_float32(
+            lambda x, e=epsilon: eta_filter(x, e),
+            *(logits, logprobs.exp() < eta, f"eta_filter(logits, {epsilon})"),
+        )
 
 
 @pytest.mark.parametrize("epsilon", [0.0006, 0.01, 0.2])
@@ -332,12 +494,35 @@ def test_sigma_worked_by_hand(top_n_sigma_filter, n, wanted):
     stays(got, logits, [wanted], f"top_n_sigma_filter([[0, 2, 4]], {n})", hint)
 
 
+def test_a_logit_at_the_line_stays(top_n_sigma_filter):
+    cases = (
+        (([0.0, 2.0],), 2, [[0, 1]], "Sigma is 1, so the line is at 2 - 2 = 0."),
+        (([3.0, 3.0, 1.0],), 0, [[0, 1]], "With n=0 the line is at the largest logit."),
+        (([0.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0],), 0, [[1, 7]], ""),
+    )
+    for rows, n, wanted, why in cases:
+        logits = torch.tensor(rows)
+        call = f"top_n_sigma_filter({expect.show(logits)}, {n})"
+        stays(top_n_sigma_filter(logits, n), logits, wanted, call, why)
+
+
+@HALVES
+def test_sigma_of_half_precision(top_n_sigma_filter, dtype):
+    logits = real_size(dtype)
+    x = logits.double()
+    for n in (0.5, 1.0):
+        line = x.amax(-1, keepdim=True) - n * x.std(-1, correction=0, keepdim=True)
+        call = f"top_n_sigma_filter(logits, {n})"
+        as_in_float32(lambda x, n=n: top_n_sigma_filter(x, n), logits, x < line, call)
+
+
 def test_sigma_divides_by_the_number_of_tokens(top_n_sigma_filter):
     # Population sigma 1, sample sigma 1.41: 0 is below the line only for the first.
     logits = torch.tensor([[0.0, 2.0]])
     got = top_n_sigma_filter(logits, 1.9)
     hint = "Divide the squares by the number of tokens: correction=0."
-    stays(got, logits, [[1]], "top_n_sigma_filter([[0, 2]], 1.9)", hint)
+    hints = [([[0, 1]], hint)]
+    stays(got, logits, [[1]], "top_n_sigma_filter([[0, 2]], 1.9)", "", hints)
 
 
 @pytest.mark.parametrize("n", [0.3, 1.0, 1.7])
@@ -380,7 +565,13 @@ def test_temperature_does_not_change_what_stays(top_n_sigma_filter):
     for temperature in (0.5, 2.0, 10.0):
         got = kept(top_n_sigma_filter(logits / temperature, 1.0))
         call = f"the numbers of tokens kept at temperature {temperature}"
-        expect.value(got, wanted, call, "Work on logits, before any softmax.")
+        p = (logits / temperature).softmax(-1)
+        line = p.amax(-1) - p.std(-1, correction=0)
+        of_probabilities = (p >= line[:, None]).sum(-1).tolist()
+        hint = "Distances and sigma are divided by the temperature alike."
+        if got == of_probabilities:
+            hint = "Work on logits, before any softmax."
+        expect.value(got, wanted, call, hint)
 
 
 def test_a_negative_number_of_sigmas_is_refused(top_n_sigma_filter):
@@ -412,7 +603,29 @@ def test_exclusion_for_each_row(xtc_filter):
     logits = logits_of([0.05, 0.5, 0.3, 0.15], [0.94, 0.02, 0.02, 0.02])
     got = xtc_filter(logits, 0.1, 1.0)
     call = "xtc_filter of two rows with threshold=0.1, chance 1"
-    stays(got, logits, [[0, 3], [0, 1, 2, 3]], call, "Row 1 has one likely token.")
+    why = "Row 1 has one likely token."
+    hints = [([[0, 3], x], why) for x in ([], [0], [1, 2, 3])]
+    stays(got, logits, [[0, 3], [0, 1, 2, 3]], call, "", hints)
+
+
+def test_a_token_at_the_threshold_is_likely(xtc_filter):
+    logits = at_an_eighth()
+    if logits is not None:
+        call = "xtc_filter of 0.82, 0.125, 0.05 with threshold=0.125, chance 1"
+        why = "0.125 is at the threshold, so two tokens are likely: the first one goes."
+        stays(xtc_filter(logits, 0.125, 1.0), logits, [[1, 2]], call, why)
+
+
+@HALVES
+def test_exclusion_in_half_precision(xtc_filter, dtype):
+    logits = real_size(dtype)
+    p = logits.double().softmax(-1)
+    for threshold in (0.001, 0.0001):
+        last = p.masked_fill(p < threshold, INF).amin(-1, keepdim=True)
+        call = f"xtc_filter(logits, {threshold}, 1)"
+        as_in_float32(
+            lambda x, t=threshold: xtc_filter(x, t, 1.0), logits, p > last, call
+        )
 
 
 def test_without_a_chance_nothing_is_excluded(xtc_filter):
@@ -431,6 +644,20 @@ def test_the_draws_are_those_of_the_generator(xtc_filter):
         expect.tensor(got, (64, 3), call)
         hint = "One torch.rand(batch, 1, generator=generator) for all rows."
         expect.value((got[:, 0] == -INF).tolist(), oracle, f"{call}: rows cut", hint)
+
+
+def test_without_a_generator_the_draws_are_torchs_own(xtc_filter):
+    logits = logits_of([0.5, 0.3, 0.2]).expand(64, 3).clone()
+    cut = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        draws = torch.rand(64, 1)
+        torch.manual_seed(seed)
+        got = xtc_filter(logits, 0.1, 0.5)
+        call = f"xtc_filter with probability=0.5 after torch.manual_seed({seed})"
+        expect.tensor(got, (64, 3), call)
+        cut = (got[:, 0] == -INF).tolist()
+        expect.value(cut, (draws[:, 0] < 0.5).tolist(), f"{call}: rows cut")
 
 
 def test_values_of_xtc_that_make_no_sense_are_refused(xtc_filter):
@@ -465,7 +692,12 @@ def test_steering_worked_by_hand(Mirostat):
     token = hot.pick(logits).item()
     observed = 1.0 if token == 0 else 2.0
     call = f"mu after Mirostat(1.5, rate=1) drew token {token}, {observed:.0f} bit(s)"
-    hint = "Bits: log2, not the natural logarithm."
+    hint = f"mu = 3 - 1 * ({observed:.0f} - 1.5)."
+    mu = expect.tensor(hot.mu, (1, 1), call).item()
+    if abs(mu - (3 - (observed * math.log(2) - 1.5))) < 1e-3:
+        hint = "Bits: log2, not the natural logarithm."
+    elif abs(mu - (3 - 0.1 * (observed - 1.5))) < 1e-3:
+        hint = "The rate is 1 here."
     expect.same(hot.mu, [[3 - (observed - 1.5)]], call, hint, 1e-4)
 
 
@@ -486,6 +718,10 @@ def test_rows_are_steered_apart(Mirostat):
     got = sampler.pick(logits)
     expect.tensor(got, (2, 1), "Mirostat(0.5).pick of two rows", torch.int64)
     mu = expect.tensor(sampler.mu, (2, 1), "mu after two rows")
+    assert mu[0] != mu[1], (
+        f"row 0 drew 0 bits, row 1 drew 2, and mu is {mu[0].item():g} for both: each "
+        "row has a cut of its own"
+    )
     expect.same(mu[:1], [[1.5]], "mu of row 0", "", 1e-4)
     expect.same(
         mu[1:],
@@ -505,17 +741,40 @@ def test_the_likeliest_stays_whatever_mu_is(Mirostat):
         expect.same_ids(got, logits.argmax(-1, keepdim=True), call)
 
 
-def test_draws_are_those_of_multinomial(Mirostat):
-    logits = random_logits(3, 50)
-    surprisal = -logits.log_softmax(-1) / math.log(2)
-    for seed in range(5):
-        kept_logits = logits.masked_fill(surprisal > 6.0, -INF)
+@pytest.mark.draws(false_alarm=6.5e-9, smallest_error=0.08)
+def test_draws_as_often_as_the_softmax_of_what_is_left(Mirostat, seed):
+    """4,000 draws with p = 0.75 and p = 0.9, which may be 6 standard deviations off."""
+    for p, rest in ((0.75, 0.25), (0.9, 0.1)):
+        rows = logits_of([0.96 * rest, 0.96 * p, 0.04]).expand(4000, 3).clone()
         torch.manual_seed(seed)
-        oracle = torch.multinomial(kept_logits.softmax(-1), 1)
-        torch.manual_seed(seed)
-        got = Mirostat(3.0).pick(logits)
-        hint = "Cut at mu = 2 * target, softmax, one torch.multinomial for the batch."
-        expect.same_ids(got, oracle, f"Mirostat(3).pick, seed {seed},", hint=hint)
+        got = Mirostat(2.2).pick(rows)
+        call = (
+            f"Mirostat(2.2).pick of 4,000 rows of {0.96 * rest:.3f}, {0.96 * p:.3f}, "
+        )
+        call += "0.04"
+        expect.tensor(got, (4000, 1), call, torch.int64)
+        out = (got == 2).sum().item()
+        assert not out, f"{call}: token 2 has 4.6 bits, above mu = 4.4, and was drawn"
+        share = (got == 1).double().mean().item()
+        assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / 4000), (
+            f"{call}: token 1 should be drawn {p:.0%} of the time, not {share:.1%}"
+        )
+
+
+def test_the_cut_is_float32(Mirostat):
+    for dtype in (torch.float16, torch.bfloat16):
+        sampler = Mirostat(0.5)
+        logits = torch.tensor([[0.0, -3.0, -3.0]], dtype=dtype)
+        name = str(dtype).removeprefix("torch.")
+        call = f"Mirostat(0.5).pick of the {name} logits 0, -3, -3"
+        sampler.mu = torch.tensor([[0.5]])  # bits: only token 0 stays
+        expect.tensor(sampler.pick(logits), (1, 1), call, torch.int64)
+        hint = "0.5 - 0.1 * (0 - 0.5), in float32."
+        expect.same(sampler.mu, [[0.55]], f"{call}: mu from 0.5", hint, 1e-5)
+        first = Mirostat(5.025, 1.0)  # a cut of 10.05 bits is none in bfloat16
+        first.pick(torch.zeros(1, 1024, dtype=dtype))
+        call = f"Mirostat(5.025, 1).pick of 1,024 equal {name} logits, 10 bits: mu"
+        expect.same(first.mu, [[10.05 - (10 - 5.025)]], call, IN_FLOAT32, 1e-4)
 
 
 def test_the_mean_surprisal_comes_to_the_target(Mirostat):
@@ -559,6 +818,16 @@ def test_a_chain_can_be_used_again(chain):
     for _ in range(2):
         got = one(torch.tensor([[0.0]]))
         expect.same(got, [[6.0]], "chain of +1, +2, +3, used twice, of [[0]]")
+
+
+def test_the_same_filter_can_stand_in_a_chain_twice(chain):
+    def add(x):
+        return x + 1
+
+    got = chain(add, lambda x: x * 10, add)(torch.tensor([[2.0]]))
+    expect.same(got, [[31.0]], "with add = x + 1, chain(add, x * 10, add) of [[2]]")
+    got = chain(add, add)(torch.tensor([[2.0]]))
+    expect.same(got, [[4.0]], "with add = x + 1, chain(add, add) of [[2]]")
 
 
 def test_a_chain_equals_generate(chain):
@@ -621,7 +890,7 @@ def test_temperature_and_the_filters(commute):
     expect.value(
         commute(half, top_p, logits), False, "commute of temperature and top-p"
     )
-    hint = "-inf equals -inf; torch.allclose knows that."
+    hint = "Both orders remove the same tokens, and -inf equals -inf."
     call = "commute of temperature and top-k"
     expect.value(commute(half, fixed, logits), True, call, hint)
 

@@ -86,13 +86,20 @@ def test_an_error_of_the_stated_size_is_seen(function, mark, name):
     """An answer that draws some token too often, by the stated probability."""
     answer, error = reference(name), mark.kwargs["smallest_error"]
 
-    def spoilt(x, *options):
-        got = answer(x, *options)
+    def too_often(x, got):
         # Tests with four tokens give token 0 no chance; in the others token 1 has a
         # chance of 0.75 or more.
         token, share = (0, error) if x.shape[1] == 4 else (1, error / 0.25)
-        too_often = torch.rand(got.shape) < share
-        return torch.where(too_often, torch.full_like(got, token), got)
+        return torch.where(torch.rand(got.shape) < share, token, got)
+
+    def spoilt(x, *options):
+        return too_often(x, answer(x, *options))
+
+    if isinstance(answer, type):
+
+        class spoilt(answer):  # noqa: N801
+            def pick(self, x):
+                return too_often(x, super().pick(x))
 
     for seed in range(20):
         with pytest.raises(AssertionError):
