@@ -71,7 +71,7 @@ print("largest change below 0.001:", bool((short - long[:, :-1]).abs().max() < 1
 # %% [markdown]
 # ### Exercise 07.1 · `attention_with_cache`
 #
-# difficulty ★★★ · importance ★★★ · 20 min · our answer: 10 lines
+# difficulty ★★★ · importance ★★★ · 20 min · our answer: 11 lines
 #
 # Causal attention for new positions that stand behind those in a cache. A cache is a pair
 # (keys, values), or `None` at the start. Append the new keys and values, then let each new
@@ -89,6 +89,9 @@ print("largest change below 0.001:", bool((short - long[:, :-1]).abs().max() < 1
 # columns.</details>
 # <details><summary>Hint 3</summary>A mask of ones above a diagonal:
 # <code>torch.ones(new, total, dtype=torch.bool).triu(old + 1)</code>.</details>
+# <details><summary>Hint 4</summary>In float16 a score may be above the largest number, 65,504,
+# and a "large" -1e9 does not exist: compute with <code>q.float()</code> and its like, mask with
+# -inf, and give the output the dtype of <code>q</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -100,7 +103,8 @@ def attention_with_cache(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Causal attention of new positions to cached ones and to themselves.
 
-    q, k_new, v_new: (batch, heads, new, d) float. cache: (keys, values), each
+    q, k_new, v_new: (batch, heads, new, d), of one float dtype, as is all that comes
+    back; scores and weights are float32. cache: (keys, values), each
     (batch, heads, old, d), left unchanged; None is an empty one.
     Returns the output (batch, heads, new, d) and the grown cache.
     """
@@ -110,10 +114,11 @@ def attention_with_cache(
         keys = torch.cat([cache[0], k_new], dim=-2)
         values = torch.cat([cache[1], v_new], dim=-2)
     new, total = q.shape[-2], keys.shape[-2]
-    scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5  # (..., new, total)
+    scores = q.float() @ keys.float().transpose(-1, -2) / q.shape[-1] ** 0.5
     ones = torch.ones(new, total, dtype=torch.bool, device=q.device)
     scores = scores.masked_fill(ones.triu(total - new + 1), float("-inf"))
-    return scores.softmax(-1) @ values, (keys, values)
+    output = scores.softmax(-1) @ values.float()  # (batch, heads, new, d)
+    return output.to(q.dtype), (keys, values)
     ### END SOLUTION
 
 
@@ -132,8 +137,8 @@ check(attention_with_cache)
 #
 # difficulty ★★☆ · importance ★★★ · 10 min · our answer: 3 lines
 #
-# Run `token` alone through the model, with what is in the cache before it, and return the
-# float32 logits after its last position, and the cache.
+# Run `token` alone through the model, in one call, without gradients, and with what is in the
+# cache before it. Return the float32 logits after its last position, and the cache.
 #
 # By hand: `cached_step(model, ids[:, :3], None)` is a prefill: it returns the logits after
 # three tokens, and a cache of length 3. With that cache `cached_step(model, ids[:, 3:4],
@@ -244,7 +249,9 @@ check(position_ids)
 #
 # Lesson 05's `decode_batch` with a cache: the same result, and from the second step on the
 # model is given one token a row. It still needs the *whole* mask (for the cached positions,
-# too), and the position of the new tokens only.
+# too), and the position of the new tokens only. As before: no gradients, `pick` gets float32
+# logits, and an EOS in the prompt ends nothing. The last token is not fed, since nobody asks
+# for what comes after it: n tokens take n calls of the model.
 #
 # By hand: mask `[[0, 1, 1]]`. The prefill runs three tokens at the positions 0, 0, 1. The
 # first decode step runs one token, with the mask `[[0, 1, 1, 1]]`, at position 2.
@@ -271,7 +278,7 @@ def decode_cached(
 
     Arguments and result are those of `decode_batch`. The model is called with
     attention_mask (of all positions so far), position_ids (of the new ones),
-    past_key_values and use_cache.
+    past_key_values and use_cache, once for each new token, without gradients.
     """
     ### BEGIN SOLUTION
     finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
@@ -486,7 +493,7 @@ print(f"prefix of {text.shape[1]}, thrice {time.perf_counter() - start:.2f} s")
 def cache_bytes(
     config: PreTrainedConfig, batch: int, seq: int, dtype: torch.dtype
 ) -> int:
-    """The size of a full KV cache in bytes, for a model with this config."""
+    """The size of a full KV cache in bytes, for a text model with this config."""
     ### BEGIN SOLUTION
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from course.checks import expect
 from course.checks.plugin import exercise
@@ -63,6 +63,8 @@ class Watched:
         self.calls.append({**options, "input_ids": input_ids, "length": length})
         self.calls[-1]["grad"] = torch.is_grad_enabled()
         places = options.get("position_ids")
+        if places is not None:
+            expect.returned(places, torch.Tensor, "the position_ids of a call")
         assert places is None or places.shape[-1] == input_ids.shape[-1], (
             f"the model was given {input_ids.shape[-1]} tokens a row and "
             f"{places.shape[-1]} position_ids: only the new tokens' positions"
@@ -165,6 +167,28 @@ def test_any_split_gives_torchs_attention(attention_with_cache, cuts):
     assert not wrong, f"{call} differs from torch's attention at {wrong}. {hint}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attention_in_any_dtype(attention_with_cache, dtype):
+    """With scores above 65,504, the largest number of float16."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(3, 1, 2, 5, 64, generator=generator)
+    q, k, v = (q * 40 + 30).to(dtype), (k * 0.5 + 40).to(dtype), v.to(dtype)
+    oracle = scaled_dot_product_attention(
+        *(x.double() for x in (q, k, v)), is_causal=True
+    )
+    name = str(dtype).removeprefix("torch.")
+    call = f"attention_with_cache of {name} tensors, three positions after two,"
+    got = attention_with_cache(q[:, :, :2], k[:, :, :2], v[:, :, :2])
+    _, cache = a_pair(got, call)
+    got = attention_with_cache(q[:, :, 2:], k[:, :, 2:], v[:, :, 2:], cache)
+    out, (keys, values) = a_pair(got, call)
+    expect.tensor(out, (1, 2, 3, 64), call, dtype)
+    expect.tensor(keys, (1, 2, 5, 64), f"{call} the keys,", dtype)
+    expect.tensor(values, (1, 2, 5, 64), f"{call} the values,", dtype)
+    hint = "There is a nan: a score too large for float16?" if out.isnan().any() else ""
+    expect.same(out.double(), oracle[:, :, 2:], call, hint, 0.03)
+
+
 def test_the_old_cache_is_left_alone(attention_with_cache):
     old = (column(1.0, 2.0), column(3.0, 4.0))
     hint = "torch.cat makes new tensors"
@@ -178,17 +202,29 @@ def test_the_old_cache_is_left_alone(attention_with_cache):
 # --- cached_step ----------------------------------------------------------------------
 
 
+def stepped(got, call):
+    """(logits, cache)"""
+    expect.returned(got, (tuple, list), call)
+    assert len(got) == 2, f"{call} should return (logits, cache), not {len(got)} values"
+    return got
+
+
 @MODELS
 def test_a_step_gives_the_logits_of_the_whole_text(cached_step, make):
     model = make()
-    logits, cache = cached_step(model, text()[:, :3], None)
     call = "cached_step of three tokens without a cache"
+    logits, cache = stepped(cached_step(model, text()[:, :3], None), call)
     expect.same(logits, full_logits(model, text()[:, :3]), call, "", 1e-4)
     assert length_of(cache, call) == 3, f"{call}: the cache's length"
     for end in (4, 5, 6):
-        logits, cache = cached_step(model, text()[:, end - 1 : end], cache)
         call = f"cached_step of token {end} with a cache of {end - 1}"
-        hint = "Is the cache passed on: past_key_values=cache?"
+        token = text()[:, end - 1 : end]
+        logits, cache = stepped(cached_step(model, token, cache), call)
+        alone = full_logits(model, token)
+        hint = ""
+        if logits.shape == alone.shape and torch.allclose(logits, alone, atol=1e-4):
+            hint = "These are the logits of the token alone. Is the cache passed on: "
+            hint += "past_key_values=cache?"
         expect.same(logits, full_logits(model, text()[:, :end]), call, hint, 1e-4)
         assert length_of(cache, call) == end, (
             f"{call}: the cache's length is {cache.get_seq_length()} afterwards"
@@ -197,7 +233,8 @@ def test_a_step_gives_the_logits_of_the_whole_text(cached_step, make):
 
 def test_the_model_sees_the_new_token_alone(cached_step):
     model = Watched(random_llama())
-    _, cache = cached_step(model, text()[:, :4], None)
+    got = cached_step(model, text()[:, :4], None)
+    _, cache = stepped(got, "cached_step of four tokens without a cache")
     cached_step(model, text()[:, 4:5], cache)
     assert model.widths == [4, 1], (
         f"the model should be given 4 tokens, then 1; it was given {model.widths}"
@@ -205,13 +242,16 @@ def test_the_model_sees_the_new_token_alone(cached_step):
     assert [call["length"] for call in model.calls] == [0, 4], (
         "the second call should come with a cache of 4 tokens"
     )
-    assert not model.calls[1]["grad"], "the model was called outside torch.no_grad()"
+    assert not any(call["grad"] for call in model.calls), (
+        "the model was called outside torch.no_grad()"
+    )
 
 
 def test_a_step_is_float32_without_gradients(cached_step):
     model = random_llama().to(torch.bfloat16)
-    logits, _ = cached_step(model, text(), None)
-    expect.tensor(logits, (2, 97), "cached_step of a bfloat16 model", torch.float32)
+    call = "cached_step of a bfloat16 model"
+    logits, _ = stepped(cached_step(model, text(), None), call)
+    expect.tensor(logits, (2, 97), call, torch.float32)
     assert not logits.requires_grad, "call the model inside `with torch.no_grad():`"
 
 
@@ -285,6 +325,43 @@ def test_each_decode_step_feeds_one_token(decode_cached):
         assert not call["grad"], "the model was called outside torch.no_grad()"
 
 
+@pytest.mark.parametrize("pad_id", [0, 7])
+def test_finished_rows_get_the_pad_id_and_an_eos_in_the_prompt_ends_nothing(
+    decode_cached, pad_id
+):
+    model = random_llama(eos_token_id=None)
+    ids, mask = three()
+    free = model.generate(
+        ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0
+    )
+    eos_ids = [
+        free[0, 6].item(),
+        8,
+        34,
+    ]  # 8 and 34 stand in the prompts of rows 1 and 2
+    oracle = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=eos_ids,
+        pad_token_id=pad_id,
+    )
+    got = decode_cached(model, ids, mask, 6, greedy, eos_ids, pad_id)
+    call = f"decode_cached with EOS {eos_ids} and pad_id {pad_id}"
+    expect.returned(got, torch.Tensor, call)
+    hint = ""
+    if got.dim() == 2 and got.shape[1] > 5 and got[1:, 5].tolist() == [pad_id] * 2:
+        hint = "An EOS in the prompt does not finish a row."
+    expect.same_ids(got, oracle, call, hint=hint)
+
+
+def test_no_new_tokens_give_the_prompt(decode_cached):
+    ids, mask = three()
+    got = decode_cached(random_llama(), ids, mask, 0, greedy, [], 0)
+    expect.same_ids(got, three()[0], "decode_cached with max_new_tokens=0")
+
+
 @MODELS
 @BATCHES
 @pytest.mark.parametrize("eos_count", [0, 1, 3])
@@ -312,8 +389,19 @@ def test_cached_tokens_are_those_of_generate(
     got = decode_cached(model, ids, mask, 10, pick, eos_ids, 0)
     name = type(model).__name__
     call = f"decode_cached on {name}, batch of {len(ids)}, EOS {eos_ids}"
-    hint = "Finished rows get pad_id; the batch stops when all have finished."
-    expect.same_ids(got, oracle, call, hint=hint if eos_ids else "")
+    expect.same_ids(got, oracle, call, hint=_of_finished(got, oracle, eos_ids))
+
+
+def _of_finished(got, oracle, eos_ids) -> str:
+    """A hint where a row differs after an EOS of its own, and nowhere else."""
+    if not isinstance(got, torch.Tensor) or got.shape[:1] != oracle.shape[:1]:
+        return ""
+    width = min(got.shape[-1], oracle.shape[-1])
+    ends = torch.isin(oracle[:, : width - 1], torch.tensor(eos_ids, dtype=torch.long))
+    differ = got[:, 1:width] != oracle[:, 1:width]
+    if not eos_ids or bool((differ & (ends.cumsum(-1) == 0)).any()):
+        return ""
+    return "Finished rows get pad_id; the batch stops when all have finished."
 
 
 def test_no_call_after_the_last_token(decode_cached):
@@ -323,9 +411,10 @@ def test_no_call_after_the_last_token(decode_cached):
         got = decode_cached(model, *one(), new, greedy, [], 0)
         call = f"decode_cached with {new} new token(s)"
         expect.tensor(got, (1, 4 + new), call, torch.int64)
-        assert len(model.calls) == new, (
-            f"{call} needs {new} call(s) of the model, not {len(model.calls)}: the "
-            "last token is not fed"
+        calls = len(model.calls)
+        why = ": the last token is not fed" if calls == new + 1 else ""
+        assert calls == new, (
+            f"{call} needs {new} call(s) of the model, not {calls}{why}"
         )
 
 
@@ -337,6 +426,7 @@ def test_pick_gets_float32(decode_cached):
         return greedy(logits)
 
     decode_cached(random_llama().to(torch.bfloat16), *one(), 2, pick, [], 0)
+    assert len(seen) == 2, f"pick should be called twice for 2 tokens, not {len(seen)}"
     assert set(seen) == {torch.float32}, f"pick was given {seen[0]}: make it float32"
 
 
@@ -359,11 +449,15 @@ def test_after_a_rollback_the_text_can_go_on_elsewhere(rollback, make, n):
     assert length_of(short, call) == 5 - n, (
         f"{call} has length {short.get_seq_length()}"
     )
+    kept, first = short.layers[0].keys, cache.layers[0].keys
+    wrong_end = kept.shape == first[:, :, n:].shape and torch.equal(
+        kept, first[:, :, n:]
+    )
     other = torch.tensor([[50], [51]])
     with torch.no_grad():
         got = model(other, past_key_values=short, use_cache=True).logits[:, -1]
     oracle = full_logits(model, torch.cat([text()[:, : 5 - n], other], dim=-1))
-    hint = "The last n entries go, not the first."
+    hint = "The last n entries go, not the first." if wrong_end else ""
     expect.same(got, oracle, f"the logits of a step after {call}", hint, 1e-4)
 
 
@@ -412,7 +506,17 @@ def test_logits_are_those_of_prefix_and_suffix(reuse_prefix, make):
     assert len(got) == 3, f"{call} should return 3 logits, not {len(got)}"
     for n, (logits, suffix) in enumerate(zip(got, endings(), strict=True)):
         oracle = full_logits(model, torch.cat([text()[:1], suffix], dim=-1))
-        hint = "Each suffix needs a copy of the prefix's cache." if n else ""
+        behind = full_logits(
+            model, torch.cat([text()[:1], *endings()[: n + 1]], dim=-1)
+        )
+        expect.tensor(logits, oracle.shape, f"{call}: the logits of suffix {n}")
+        hint = ""
+        same = logits.shape == behind.shape and torch.allclose(
+            logits, behind, atol=1e-4
+        )
+        if n and same:
+            hint = "These come after all suffixes before. Each suffix needs a copy "
+            hint += "of the prefix's cache."
         expect.same(logits, oracle, f"{call}: the logits of suffix {n}", hint, 1e-4)
 
 
@@ -425,6 +529,15 @@ def test_the_prefix_is_computed_once(reuse_prefix):
     )
 
 
+def test_logits_after_a_prefix_are_float32(reuse_prefix):
+    model = random_llama().to(torch.bfloat16)
+    call = "reuse_prefix with a bfloat16 model"
+    got = expect.returned(reuse_prefix(model, text()[:1], endings()), list, call)
+    for logits in got:
+        expect.tensor(logits, (1, 97), f"{call}: logits", torch.float32)
+        assert not logits.requires_grad, f"{call}: call it inside torch.no_grad()"
+
+
 def test_no_suffixes_give_no_logits(reuse_prefix):
     expect.value(reuse_prefix(random_llama(), text()[:1], []), [], "with no suffixes")
 
@@ -432,13 +545,8 @@ def test_no_suffixes_give_no_logits(reuse_prefix):
 # --- cache_bytes ----------------------------------------------------------------------
 
 
-class Config:
-    def __init__(self, **fields):
-        self.__dict__.update(fields)
-
-
 def test_bytes_worked_by_hand(cache_bytes):
-    config = Config(
+    config = PreTrainedConfig(
         num_hidden_layers=2,
         num_attention_heads=16,
         num_key_value_heads=4,
@@ -447,21 +555,19 @@ def test_bytes_worked_by_hand(cache_bytes):
     )
     got = cache_bytes(config, 3, 10, torch.float32)
     hint = ""
-    if got == 7680:
-        hint = "Keys and values: twice."
-    elif got == 61440:
+    if got == 61440:
         hint = "Key-value heads count, not attention heads."
-    elif got == 30720:
-        hint = "A head has head_dim numbers, where the config has a head_dim."
     elif got == 3840:
         hint = "A float32 has four bytes."
+    if not hint:
+        hint = "It is 2 (keys and values) * 2 * 4 * 8 * 3 * 10 * 4 bytes."
     call = "cache_bytes with 2 layers, 4 key-value heads of 8, batch 3, 10 positions"
     expect.value(got, 15360, call, hint)
 
 
 @pytest.mark.parametrize("head_dim", [{}, {"head_dim": None}], ids=["no", "None"])
 def test_the_size_of_a_head_comes_from_the_query_heads(cache_bytes, head_dim):
-    config = Config(
+    config = PreTrainedConfig(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

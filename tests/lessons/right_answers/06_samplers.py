@@ -4,7 +4,7 @@ import functools
 import math
 
 import torch
-from transformers import EtaLogitsWarper, MinPLogitsWarper, TypicalLogitsWarper
+from transformers import EtaLogitsWarper, MinPLogitsWarper
 
 from course.making.answers import right
 
@@ -16,7 +16,19 @@ def between(value, low, high, name):
         raise ValueError(f"{name} must be from {low} to {high}, got {value}")
 
 
+def on_float32(answer):
+    """The tokens that `answer` keeps of float32 logits, in the dtype given."""
+
+    @functools.wraps(answer)
+    def filtered(logits, *rest, **named):
+        out = answer(logits.float(), *rest, **named)
+        return logits.masked_fill(out == -INF, -INF)
+
+    return filtered
+
+
 @right("top_p_filter")
+@on_float32
 def from_the_tail(logits, top_p):
     """Ascending: remove while the mass so far is at most 1 - top_p."""
     between(top_p, 0, 1, "top_p")
@@ -28,6 +40,7 @@ def from_the_tail(logits, top_p):
 
 
 @right("top_p_filter")
+@on_float32
 def token_by_token_in_python(logits, top_p):
     """A loop over the sorted tokens of each row."""
     between(top_p, 0, 1, "top_p")
@@ -43,18 +56,19 @@ def token_by_token_in_python(logits, top_p):
 
 
 @right("top_p_filter")
-def by_a_threshold(logits, top_p):
-    """The logit of the last token of the nucleus is the line."""
+def the_number_that_stays(logits, top_p):
+    """topk of each row, as many as its mass in float64 needs."""
     between(top_p, 0, 1, "top_p")
-    if top_p == 1:
-        return logits + 0
-    ordered = logits.sort(dim=-1, descending=True).values
-    p = ordered.double().softmax(-1)
-    number = ((p.cumsum(-1) - p) < top_p).sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(logits >= ordered.gather(-1, number - 1), logits, -INF)
+    out = logits.clone()
+    for row, p in zip(out, logits.double().softmax(-1), strict=True):
+        ordered, places = p.sort(descending=True)
+        number = int((ordered.cumsum(-1) < top_p).sum()) + 1
+        row[places[number:] if top_p < 1 else []] = -INF
+    return out
 
 
 @right("min_p_filter")
+@on_float32
 def with_logits_alone(logits, min_p):
     """A fixed distance below the best logit."""
     between(min_p, 0, 1, "min_p")
@@ -65,6 +79,7 @@ def with_logits_alone(logits, min_p):
 
 
 @right("min_p_filter")
+@on_float32
 def floor_of_the_library(logits, min_p):
     """The library's processor."""
     between(min_p, 0, 1, "min_p")
@@ -72,28 +87,32 @@ def floor_of_the_library(logits, min_p):
 
 
 @right("min_p_filter")
+@on_float32
 def relative_probabilities(logits, min_p):
     """Divides by the largest probability first."""
     between(min_p, 0, 1, "min_p")
     relative = (logits - logits.amax(-1, keepdim=True)).exp()
     out = logits.clone()
-    out[relative < min_p - 1e-7] = -INF
+    out[relative < min_p * (1 - 1e-6)] = -INF
     return out
 
 
 @right("typical_filter")
-def typical_of_the_library(logits, typical_p):
-    """The library's processor, which does not take 1."""
+def from_the_farthest(logits, typical_p):
+    """The farthest first: all go while what would be left holds the mass."""
     if typical_p <= 0 or typical_p > 1:
         raise ValueError("typical_p must be above 0 and at most 1")
-    return (
-        logits.clone()
-        if typical_p == 1
-        else TypicalLogitsWarper(typical_p)(None, logits)
-    )
+    p = logits.double().softmax(-1)
+    surprisal = -logits.double().log_softmax(-1)
+    entropy = torch.special.entr(p).sum(-1, keepdim=True)
+    places = (surprisal - entropy).abs().argsort(-1, descending=True)
+    left = 1 - p.gather(-1, places).cumsum(-1)  # without this one and those before
+    remove = (left >= typical_p - 1e-9) & (typical_p < 1)
+    return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
 
 
 @right("typical_filter")
+@on_float32
 def with_a_categorical(logits, typical_p):
     """Entropy from torch.distributions; a sorted mask."""
     if not 0 < typical_p <= 1:
@@ -109,6 +128,7 @@ def with_a_categorical(logits, typical_p):
 
 
 @right("typical_filter")
+@on_float32
 def typical_in_python(logits, typical_p):
     """Lists and sums."""
     if not 0 < typical_p <= 1:
@@ -127,6 +147,7 @@ def typical_in_python(logits, typical_p):
 
 
 @right("eta_filter")
+@on_float32
 def eta_of_the_library(logits, epsilon):
     """The library's processor, which does not take 0."""
     if not 0 <= epsilon < 1:
@@ -135,6 +156,7 @@ def eta_of_the_library(logits, epsilon):
 
 
 @right("eta_filter")
+@on_float32
 def in_logarithms(logits, epsilon):
     """Compares log-probabilities with ln eta."""
     if not 0 <= epsilon < 1:
@@ -151,6 +173,7 @@ def in_logarithms(logits, epsilon):
 
 
 @right("eta_filter")
+@on_float32
 def eta_row_by_row(logits, epsilon):
     """A loop over rows."""
     if epsilon < 0 or epsilon >= 1:
@@ -165,6 +188,7 @@ def eta_row_by_row(logits, epsilon):
 
 
 @right("top_n_sigma_filter")
+@on_float32
 def with_nan(logits, n):
     """Removed tokens become nan, which nanmean leaves out."""
     if n < 0:
@@ -177,6 +201,7 @@ def with_nan(logits, n):
 
 
 @right("top_n_sigma_filter")
+@on_float32
 def sigma_row_by_row(logits, n):
     """std of the finite logits of each row."""
     if n < 0:
@@ -210,6 +235,7 @@ def sensible(threshold, probability):
 
 
 @right("xtc_filter")
+@on_float32
 def by_sorting(logits, threshold, probability, generator=None):
     """The number of likely tokens less one, from the top of the sorted row."""
     sensible(threshold, probability)
@@ -221,6 +247,7 @@ def by_sorting(logits, threshold, probability, generator=None):
 
 
 @right("xtc_filter")
+@on_float32
 def rows_in_python(logits, threshold, probability, generator=None):
     """A list of likely tokens for each row."""
     sensible(threshold, probability)
@@ -235,6 +262,7 @@ def rows_in_python(logits, threshold, probability, generator=None):
 
 
 @right("xtc_filter")
+@on_float32
 def with_where(logits, threshold, probability, generator=None):
     """where in place of masked_fill."""
     sensible(threshold, probability)
@@ -254,7 +282,7 @@ class WithLog2(Common):
     """log2 of probabilities; the race in place of multinomial."""
 
     def pick(self, logits):
-        p = logits.softmax(-1)
+        p = (logits := logits.float()).softmax(-1)
         if self.mu is None:
             self.mu = logits.new_full((logits.shape[0], 1), 2.0 * self.target)
         keep = (-p.log2() <= self.mu) | (p == p.amax(-1, keepdim=True))
@@ -273,6 +301,7 @@ class CutByProbability(Common):
     def pick(self, logits):
         if self.mu is None:
             self.mu = torch.ones(len(logits), 1) * 2 * self.target
+        logits = logits.float()
         p = logits.softmax(dim=-1)
         floor = torch.minimum(2.0**-self.mu, p.max(-1, keepdim=True).values)
         left = logits.masked_fill(p < floor * (1 - 1e-6), -INF).softmax(-1)
@@ -287,6 +316,7 @@ class WithUnnormalisedWeights(Common):
     """multinomial takes weights; the sum is needed for the surprisal alone."""
 
     def pick(self, logits):
+        logits = logits.float()
         logprobs = logits.log_softmax(-1)
         if self.mu is None:
             self.mu = torch.full((logits.shape[0], 1), 2.0 * self.target)
@@ -297,6 +327,25 @@ class WithUnnormalisedWeights(Common):
         share = weights.gather(-1, token) / weights.sum(-1, keepdim=True)
         self.mu = self.mu - self.rate * (-share.log2() - self.target)
         return token
+
+
+@right("Mirostat")
+class AmongTheTokensLeft(Common):
+    """Sorts, and draws among the tokens left: other tokens for a seed, the same law."""
+
+    def pick(self, logits):
+        ordered, places = logits.float().sort(dim=-1, descending=True)
+        if self.mu is None:
+            self.mu = ordered.new_full((len(logits), 1), 2.0 * self.target)
+        bits = -ordered.log_softmax(-1) / math.log(2)
+        keep = (bits <= self.mu) | (ordered == ordered[:, :1])
+        left = ordered[:, : int(keep.sum(-1).max())].masked_fill(
+            ~keep[:, : int(keep.sum(-1).max())], -INF
+        )
+        drawn = torch.multinomial(left.softmax(-1), 1)
+        observed = -left.log_softmax(-1).gather(-1, drawn) / math.log(2)
+        self.mu = self.mu - self.rate * (observed - self.target)
+        return places.gather(-1, drawn)
 
 
 @right("chain")

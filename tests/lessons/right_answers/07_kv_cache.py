@@ -33,9 +33,10 @@ def position_by_position(q, k_new, v_new, cache=None):
     for n in range(q.shape[2]):
         k = torch.cat([k, k_new[:, :, n : n + 1]], dim=2)
         v = torch.cat([v, v_new[:, :, n : n + 1]], dim=2)
-        scores = (k * q[:, :, n : n + 1]).sum(-1) / math.sqrt(q.shape[-1])
-        outputs.append((scores.softmax(-1)[..., None] * v).sum(2))
-    return torch.stack(outputs, dim=2), (k, v)
+        scores = (k.float() * q[:, :, n : n + 1].float()).sum(-1)
+        weights = (scores / math.sqrt(q.shape[-1])).softmax(-1)
+        outputs.append((weights[..., None] * v.float()).sum(2))
+    return torch.stack(outputs, dim=2).to(q.dtype), (k, v)
 
 
 @right("attention_with_cache")
@@ -261,6 +262,14 @@ def from_an_empty_tensor(config, batch, seq, dtype):
     kv_heads, dim = shape_of(config)
     one = torch.empty(batch, kv_heads, seq, dim, dtype=dtype, device="meta")
     return 2 * one.nbytes * config.num_hidden_layers
+
+
+@right("cache_bytes")
+def of_the_text_model(config, batch, seq, dtype):
+    """get_text_config: what a model of text and images needs."""
+    config = config.get_text_config()
+    kv_heads, dim = shape_of(config)
+    return 2 * config.num_hidden_layers * batch * kv_heads * seq * dim * dtype.itemsize
 
 
 @right("cache_bytes")

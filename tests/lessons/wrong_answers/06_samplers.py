@@ -21,6 +21,7 @@ commute_of = reference("commute")
 
 NUCLEUS = "test_nucleus_worked_by_hand"
 ROWS = "test_nucleus_in_any_order_and_for_each_row"
+EXACTLY = "test_a_mass_that_is_reached_exactly_is_enough"
 
 
 def share(top_p):
@@ -88,7 +89,7 @@ def least_likely_first(logits, top_p):
     return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
 
 
-@wrong("top_p_filter", "test_nucleus_agrees_with_transformers", "keeps other tokens")
+@wrong("top_p_filter", "test_nucleus_agrees_with_transformers", "not probabilities")
 def probabilities_come_back(logits, top_p):
     """Returns logarithms of renormalised probabilities."""
     return top_p_filter(logits, top_p).log_softmax(-1)
@@ -104,6 +105,59 @@ def any_number_will_do(logits, top_p):
 def nucleus_in_place(logits, top_p):
     """Writes into the caller's logits."""
     return logits.copy_(top_p_filter(logits, top_p))
+
+
+def nucleus(logits, top_p, beyond):
+    """The reference, with the comparison as an argument."""
+    share(top_p)
+    if top_p == 1:
+        return logits.clone()
+    ordered, places = logits.float().sort(dim=-1, descending=True)
+    p = ordered.softmax(-1)
+    remove = beyond(p.cumsum(-1) - p, top_p)
+    remove[:, 0] = False
+    return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
+
+
+@wrong("top_p_filter", EXACTLY, "should give [1], not [2]")
+def a_token_more_at_the_border(logits, top_p):
+    """`before > top_p`: a mass that is just reached is taken as too little."""
+    return nucleus(logits, top_p, lambda before, share: before > share)
+
+
+@wrong("top_p_filter", EXACTLY, "of equal tokens, too, no more than needed")
+def ties_kept_by_value(logits, top_p):
+    """The logit of the nucleus's last token is the line: what ties with it stays."""
+    line = top_p_filter(logits, top_p)
+    line = line.masked_fill(line == -INF, INF)
+    return logits.masked_fill(logits < line.amin(-1, keepdim=True), -INF)
+
+
+@wrong("top_p_filter", ROWS, "each row its own")
+def the_count_of_the_first_row(logits, top_p):
+    """As many tokens of each row as the first row needs."""
+    number = int((top_p_filter(logits[:1], top_p) > -INF).sum())
+    best = logits.topk(number, dim=-1).indices
+    return torch.full_like(logits, -INF).scatter(-1, best, logits.gather(-1, best))
+
+
+@wrong("top_p_filter", "test_nucleus_of_half_precision", "Compute in float32")
+def nucleus_in_the_dtype_given(logits, top_p):
+    """A cumulative sum in bfloat16 stands still."""
+    share(top_p)
+    if top_p == 1:
+        return logits.clone()
+    ordered, places = logits.sort(dim=-1, descending=True)
+    mass = ordered.softmax(-1).cumsum(-1)
+    remove = torch.zeros_like(mass, dtype=torch.bool)
+    remove[:, 1:] = mass[:, :-1] >= top_p
+    return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
+
+
+@wrong("top_p_filter", "test_nucleus_of_half_precision", "should be torch.float16")
+def nucleus_becomes_float32(logits, top_p):
+    """Gives back float32 logits."""
+    return top_p_filter(logits.float(), top_p)
 
 
 # --- min_p_filter ---------------------------------------------------------------------
@@ -155,7 +209,7 @@ def floor_with_zero(logits, min_p):
     return out.masked_fill(out == -INF, 0.0)
 
 
-@wrong("min_p_filter", "test_floor_agrees_with_transformers", "numbers of tokens kept")
+@wrong("min_p_filter", "test_floor_agrees_with_transformers", "should keep")
 def strictly_above(logits, min_p):
     """`<=`: with min_p=1 the likeliest token itself is removed."""
     if not 0 <= min_p <= 1:
@@ -171,6 +225,40 @@ def floor_above_the_best(logits, min_p):
     if min_p < 0:
         raise ValueError("min_p is negative")
     return min_p_filter(logits, min(min_p, 1))
+
+
+@wrong("min_p_filter", "test_a_token_at_the_floor_stays", "at the floor, not below it")
+def at_the_floor_goes(logits, min_p):
+    """`<=`, with the likeliest spared."""
+    if not 0 <= min_p <= 1:
+        raise ValueError("min_p must be from 0 to 1")
+    p = logits.softmax(-1)
+    best = p.amax(-1, keepdim=True)
+    return logits.masked_fill((p <= min_p * best) & (p < best) & (min_p > 0), -INF)
+
+
+@wrong("min_p_filter", "test_a_token_at_the_floor_stays", "Two tie for the likeliest")
+def spares_only_the_argmax(logits, min_p):
+    """`<=`, with one likeliest token spared."""
+    if not 0 <= min_p <= 1:
+        raise ValueError("min_p must be from 0 to 1")
+    p = logits.softmax(-1)
+    remove = (p <= min_p * p.amax(-1, keepdim=True)) & (min_p > 0)
+    return logits.masked_fill(remove.scatter(-1, p.argmax(-1)[:, None], False), -INF)
+
+
+@wrong("min_p_filter", "test_a_min_p_of_0_is_off", "not even a probability of 0")
+def a_probability_of_0_goes(logits, min_p):
+    """`<=` with min_p=0 removes what rounds to 0."""
+    if min_p:
+        return min_p_filter(logits, min_p)
+    return logits.masked_fill(logits.softmax(-1) <= 0, -INF)
+
+
+@wrong("min_p_filter", "test_floor_of_half_precision", "Compute in float32")
+def floor_in_the_dtype_given(logits, min_p):
+    """Small probabilities of float16 have few digits, or none."""
+    return floor(logits, min_p, lambda p: p.amax(-1, keepdim=True))
 
 
 # --- typical_filter -------------------------------------------------------------------
@@ -219,7 +307,7 @@ def the_likeliest_always_stays(logits, typical_p):
     return torch.where(best, logits, out)
 
 
-@wrong("typical_filter", "test_typical_agrees_with_transformers", "numbers of tokens")
+@wrong("typical_filter", "test_typical_agrees_with_transformers", "should keep")
 def nan_from_removed_tokens(logits, typical_p):
     """0 times inf is nan, and so is the entropy: a filter before this one breaks it."""
     if not 0 < typical_p <= 1:
@@ -229,7 +317,7 @@ def nan_from_removed_tokens(logits, typical_p):
     return torch.where(logits.isinf(), logits, torch.full_like(logits, -INF))
 
 
-@wrong("typical_filter", "test_typical_agrees_with_transformers", "numbers of tokens")
+@wrong("typical_filter", "test_typical_agrees_with_transformers", "should keep")
 def typical_without_the_crossing_token(logits, typical_p):
     """The token that crosses the line is left out."""
     return by_distance(logits, typical_p, lambda s, h: (s - h).abs(), crossing=False)
@@ -241,6 +329,34 @@ def typical_of_any_mass(logits, typical_p):
     if typical_p <= 0:
         raise ValueError("typical_p must be above 0")
     return typical_filter(logits, min(typical_p, 1))
+
+
+TYPICAL_EXACTLY = "test_a_typical_mass_that_is_reached_exactly_is_enough"
+
+
+@wrong("typical_filter", TYPICAL_EXACTLY, "should give [1], not [2]")
+def typical_and_one_more_at_the_border(logits, typical_p):
+    """`before > typical_p`."""
+    if typical_p in (0.25, 0.5, 0.75):
+        return typical_filter(logits, typical_p + 1e-4)
+    return typical_filter(logits, typical_p)
+
+
+@wrong("typical_filter", TYPICAL_EXACTLY, "of equal tokens, too, no more than needed")
+def typical_ties_kept_by_value(logits, typical_p):
+    """As in transformers: what is as far as the last one stays, too."""
+    out = typical_filter(logits, typical_p)
+    surprisal = -logits.float().log_softmax(-1)
+    entropy = (surprisal.neg().exp() * surprisal).nansum(-1, keepdim=True)
+    far = (surprisal - entropy).abs()
+    edge = far.masked_fill(out == -INF, -INF).amax(-1, keepdim=True)
+    return torch.where(far <= edge, logits, out)
+
+
+@wrong("typical_filter", "test_typical_of_half_precision", "Compute in float32")
+def typical_in_the_dtype_given(logits, typical_p):
+    """Entropy and mass in bfloat16."""
+    return by_distance(logits, typical_p, lambda s, h: (s - h).abs())
 
 
 # --- eta_filter -----------------------------------------------------------------------
@@ -296,6 +412,46 @@ def may_remove_everything(logits, epsilon):
 def epsilon_of_one(logits, epsilon):
     """epsilon=1 is taken."""
     return eta_filter(logits, min(epsilon, 0.99) if epsilon >= 0 else epsilon)
+
+
+@wrong(
+    "eta_filter", "test_eta_never_removes_the_likeliest", "All tie for the likeliest"
+)
+def the_likeliest_by_arithmetic_alone(logits, epsilon):
+    """On paper the likeliest always stays; an even row and epsilon near 1 round."""
+    return below(
+        *(logits, epsilon),
+        lambda e, h: (e**0.5 * (-h).exp()).clamp(max=e),
+        best_stays=False,
+    )
+
+
+def at_eta_goes(logits, epsilon):
+    if not 0 <= epsilon < 1:
+        raise ValueError("epsilon must be 0 or more and below 1")
+    logprobs = logits.float().log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)
+    eta = (epsilon**0.5 * (-entropy).exp()).clamp(max=epsilon)
+    best = logits.amax(-1, keepdim=True)
+    return logits.masked_fill((logprobs.exp() <= eta) & (logits < best), -INF)
+
+
+@wrong("eta_filter", "test_an_epsilon_of_0_is_off", "not even a probability of 0")
+def eta_of_0_removes_what_rounds_to_0(logits, epsilon):
+    """`<=` with epsilon=0."""
+    return at_eta_goes(logits, epsilon)
+
+
+@wrong("eta_filter", "test_a_token_at_the_floor_of_eta_stays", "not below it")
+def at_the_floor_of_eta_goes(logits, epsilon):
+    """`<=`, with an early return for 0."""
+    return at_eta_goes(logits, epsilon) if epsilon else logits.clone()
+
+
+@wrong("eta_filter", "test_eta_of_half_precision", "Compute in float32")
+def eta_in_the_dtype_given(logits, epsilon):
+    """The entropy of 49,152 tokens in bfloat16."""
+    return below(logits, epsilon, lambda e, h: (e**0.5 * (-h).exp()).clamp(max=e))
 
 
 # --- top_n_sigma_filter ---------------------------------------------------------------
@@ -369,6 +525,35 @@ def sigma_of_probabilities(logits, n):
 def negative_passes(logits, n):
     """n=-1 would remove every token."""
     return top_n_sigma_filter(logits, abs(n))
+
+
+@wrong("top_n_sigma_filter", "test_a_logit_at_the_line_stays", "the line is at 2 - 2")
+def at_the_line_goes(logits, n):
+    """`<=`, with the largest spared."""
+    if n < 0:
+        raise ValueError("n must be 0 or more")
+    x, best = logits.masked_fill(logits == -INF, float("nan")), best_of(logits)
+    sigma = ((x - x.nanmean(-1, keepdim=True)) ** 2).nanmean(-1, keepdim=True).sqrt()
+    return logits.masked_fill((logits <= best - n * sigma) & (logits < best), -INF)
+
+
+@wrong("top_n_sigma_filter", "test_a_logit_at_the_line_stays", "at the largest logit")
+def none_is_off(logits, n):
+    """n=0 is off, as in llama.cpp."""
+    return top_n_sigma_filter(logits, n) if n else logits.clone()
+
+
+@wrong("top_n_sigma_filter", "test_sigma_of_half_precision", "Compute in float32")
+def sigma_in_the_dtype_given(logits, n):
+    """A sum of squares that does not fit float16 is inf, and so is sigma."""
+    if n < 0:
+        raise ValueError("n must be 0 or more")
+    there = logits > -INF
+    count = there.sum(-1, keepdim=True)
+    mean = torch.where(there, logits, 0).sum(-1, keepdim=True) / count
+    squares = torch.where(there, (logits - mean) ** 2, 0).sum(-1, keepdim=True)
+    line = best_of(logits) - n * (squares / count).sqrt()
+    return logits.masked_fill(logits < line, -INF)
 
 
 # --- xtc_filter -----------------------------------------------------------------------
@@ -445,9 +630,35 @@ def generator_not_used(logits, threshold, probability, generator=None):
     return xtc_filter(logits, threshold, probability)
 
 
+@wrong(
+    "xtc_filter", "test_a_token_at_the_threshold_is_likely", "0.125 is at the threshold"
+)
+def at_the_threshold_is_not_likely(logits, threshold, probability, generator=None):
+    """`>` for "threshold or more"."""
+
+    def remove(p, t):
+        return p > p.masked_fill(p <= t, INF).amin(-1, keepdim=True)
+
+    return exclude(logits, threshold, probability, generator, remove)
+
+
+@wrong("xtc_filter", "test_without_a_generator_the_draws_are_torchs_own", "rows cut")
+def a_generator_of_its_own(logits, threshold, probability, generator=None):
+    """Without a generator the draws are the same each time."""
+    generator = generator or torch.Generator().manual_seed(0)
+    return xtc_filter(logits, threshold, probability, generator)
+
+
+@wrong("xtc_filter", "test_exclusion_in_half_precision", "should be torch.float16")
+def exclusion_becomes_float32(logits, threshold, probability, generator=None):
+    """Gives back float32 logits."""
+    return xtc_filter(logits.float(), threshold, probability, generator)
+
+
 # --- Mirostat -------------------------------------------------------------------------
 
 STEERED = "test_steering_worked_by_hand"
+LAW = "test_draws_as_often_as_the_softmax_of_what_is_left"
 
 
 class Steered(Reference):
@@ -530,12 +741,38 @@ class MayCutEverything(Steered):
     best_stays = False
 
 
-@wrong("Mirostat", "test_draws_are_those_of_multinomial", "one torch.multinomial")
+@wrong("Mirostat", LAW, "not 100.0%")
 class TakesTheLikeliest(Steered):
     """argmax: the cut has no effect."""
 
     def draw(self, p):
         return p.argmax(-1, keepdim=True)
+
+
+@wrong("Mirostat", STEERED, "The rate is 1 here")
+class FixedRate(Steered):
+    """The rate is not used."""
+
+    def move(self, observed):
+        return self.mu - 0.1 * (observed - self.target)
+
+
+@wrong("Mirostat", LAW, "should be drawn 75% of the time")
+class DrawsEvenly(Steered):
+    """Each token that is left has the same chance."""
+
+    def draw(self, p):
+        return torch.multinomial((p > 0).float(), 1)
+
+
+@wrong("Mirostat", "test_the_cut_is_float32", "in float32")
+class CutInTheDtypeGiven(Reference):
+    """mu in the dtype of the logits."""
+
+    def pick(self, logits):
+        token = super().pick(logits)
+        self.mu = self.mu.to(logits.dtype)
+        return token
 
 
 # --- chain ----------------------------------------------------------------------------
@@ -599,6 +836,12 @@ def used_up(*filters):
     return apply
 
 
+@wrong("chain", "test_the_same_filter_can_stand_in_a_chain_twice", "not [[30]]")
+def each_filter_once(*filters):
+    """A dictionary of filters holds each of them once."""
+    return chain_of(*dict.fromkeys(filters))
+
+
 # --- commute --------------------------------------------------------------------------
 
 ORDERS = "test_orders_worked_by_hand"
@@ -644,3 +887,10 @@ def a_tensor(first, second, logits):
 def compares_the_filters_alone(first, second, logits):
     """Compares first(logits) with second(logits)."""
     return torch.allclose(first(logits), second(logits))
+
+
+@wrong("commute", ORDERS, "should give True (a bool), not True (a 0-d tensor)")
+def a_tensor_of_one_bool(first, second, logits):
+    """all() of a tensor is a tensor."""
+    one, other = chain_of(first, second)(logits), chain_of(second, first)(logits)
+    return torch.isclose(one, other).all()

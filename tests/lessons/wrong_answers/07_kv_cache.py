@@ -97,6 +97,36 @@ def into_the_old_cache(q, k_new, v_new, cache=None):
     return out, grown
 
 
+ANY = "test_attention_in_any_dtype"
+
+
+@wrong("attention_with_cache", ANY, "a score too large for float16")
+def scores_in_the_dtype_given(q, k_new, v_new, cache=None):
+    """A score above 65,504 is inf in float16."""
+    k, v = grown(k_new, v_new, cache)
+    start = k.shape[-2] - q.shape[-2] + 1
+    ones = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(start)
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return scores.masked_fill(ones, float("-inf")).softmax(-1) @ v, (k, v)
+
+
+@wrong("attention_with_cache", ANY, "cannot be converted")
+def a_large_number_for_infinity(q, k_new, v_new, cache=None):
+    """-1e9 does not fit float16."""
+    k, v = grown(k_new, v_new, cache)
+    start = k.shape[-2] - q.shape[-2] + 1
+    ones = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(start)
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return scores.masked_fill(ones, -1e9).softmax(-1) @ v, (k, v)
+
+
+@wrong("attention_with_cache", ANY, "should be torch.float16")
+def output_becomes_float32(q, k_new, v_new, cache=None):
+    """The output has another dtype than the queries."""
+    out, cache = attention_with_cache(q, k_new, v_new, cache)
+    return out.float(), cache
+
+
 # --- cached_step ----------------------------------------------------------------------
 
 STEP = "test_a_step_gives_the_logits_of_the_whole_text"
@@ -153,6 +183,19 @@ def token_by_token_prefill(model, token, cache):
     return output.logits[:, -1].float(), cache
 
 
+@wrong("cached_step", STEP, "should return a tuple or list, not a Tensor")
+def logits_alone(model, token, cache):
+    """The cache is not returned."""
+    return cached_step(model, token, cache)[0]
+
+
+@wrong("cached_step", ALONE, "outside torch.no_grad()")
+def prefill_with_gradients(model, token, cache):
+    """no_grad for the decode steps alone."""
+    output = run(model, token, cache, grad=cache is None)
+    return output.logits[:, -1].float().detach(), output.past_key_values
+
+
 # --- position_ids ---------------------------------------------------------------------
 
 PLACES = "test_positions_worked_by_hand"
@@ -192,6 +235,12 @@ def as_floats(mask):
 def in_place(mask):
     """Overwrites the mask."""
     return mask.copy_(counted(mask))
+
+
+@wrong("position_ids", PLACES, "`mask` was changed")
+def running_sum_in_place(mask):
+    """cumsum_ writes into the mask; what is returned is right."""
+    return (mask.cumsum_(-1) - 1).clamp(min=0)
 
 
 # --- decode_cached --------------------------------------------------------------------
@@ -303,6 +352,51 @@ def pick_in_bfloat16(*arguments):
 def decoding_with_gradients(*arguments):
     """Records gradients through the whole cache."""
     return loop(*arguments, grad=True)
+
+
+@wrong("decode_cached", "test_pick_gets_float32", "should be called twice")
+def always_greedy(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
+    """pick is not used."""
+    return loop(
+        *(model, ids, mask, max_new_tokens),
+        *(lambda logits: logits.argmax(-1, keepdim=True), eos_ids, pad_id),
+    )
+
+
+ENDS = "test_finished_rows_get_the_pad_id_and_an_eos_in_the_prompt_ends_nothing"
+
+
+@wrong("decode_cached", ENDS, "row 0 differs first at position 7: token 0, expected 7")
+def pads_with_zero(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
+    """0 in place of pad_id."""
+    return loop(model, ids, mask, max_new_tokens, pick, eos_ids, 0)
+
+
+@wrong("decode_cached", ENDS, "An EOS in the prompt does not finish a row")
+def an_eos_in_the_prompt_counts(
+    model, ids, mask, max_new_tokens, pick, eos_ids, pad_id
+):
+    """Looks for EOS in the whole text."""
+    out = loop(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id)
+    over = torch.isin(ids, torch.tensor(eos_ids, dtype=torch.long)).any(-1)
+    out[over, ids.shape[1] :] = pad_id
+    return out
+
+
+@wrong(
+    "decode_cached", "test_no_new_tokens_give_the_prompt", "should have shape (3, 5)"
+)
+def at_least_one_token(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
+    """The prefill always gives a token."""
+    return loop(model, ids, mask, max(max_new_tokens, 1), pick, eos_ids, pad_id)
+
+
+@wrong("decode_cached", "test_prompt_and_mask_stay", "`mask` was changed")
+def positions_in_place(model, ids, mask, *rest):
+    """The mask becomes the positions of its tokens."""
+    out = loop(model, ids, mask.clone(), *rest)
+    mask.cumsum_(-1)
+    return out
 
 
 # --- rollback -------------------------------------------------------------------------
@@ -425,12 +519,18 @@ def one_tensor(model, prefix_ids, suffixes):
     return torch.cat(reuse_prefix(model, prefix_ids, suffixes))
 
 
+@wrong("reuse_prefix", "test_logits_after_a_prefix_are_float32", "torch.float32")
+def in_the_dtype_of_the_model(model, prefix_ids, suffixes):
+    """bfloat16 logits."""
+    return [x.to(model.dtype) for x in reuse_prefix(model, prefix_ids, suffixes)]
+
+
 # --- cache_bytes ----------------------------------------------------------------------
 
 BYTES = "test_bytes_worked_by_hand"
 
 
-@wrong("cache_bytes", BYTES, "Keys and values: twice")
+@wrong("cache_bytes", BYTES, "It is 2 (keys and values) * 2 * 4 * 8")
 def keys_alone(config, batch, seq, dtype):
     """Values need as much as keys."""
     return cache_bytes(config, batch, seq, dtype) // 2
@@ -499,3 +599,9 @@ def head_dim_may_be_none(config, batch, seq, dtype):
     head_dim = getattr(config, "head_dim", config.hidden_size // queries)
     layers = config.num_hidden_layers
     return 2 * layers * heads * head_dim * batch * seq * dtype.itemsize
+
+
+@wrong("cache_bytes", BYTES, "should give 15360 (an int), not 15360 (a float)")
+def a_float(config, batch, seq, dtype):
+    """Bits by 8 with a true division."""
+    return cache_bytes(config, batch, seq, dtype) * 8 / 8
