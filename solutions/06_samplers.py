@@ -736,6 +736,33 @@ for name, rule in {
 # | Mirostat | none | none | none | none | `--mirostat` |
 # | temperature | not published | first | first | first | last |
 #
+# The same name is not always the same rule. In llama.cpp top-nσ with `n = 0` is off; by the
+# definition above it keeps the largest logit alone. And of tokens that are exactly equal, as
+# many as are needed stay here. In `transformers` typical sampling keeps all that tie with the
+# last one, and top-p keeps other ones of them:
+
+# %% tags=["nbval-check-output"]
+from transformers import TopPLogitsWarper, TypicalLogitsWarper
+
+four = torch.zeros(1, 4)
+theirs = {
+    "top-p 0.5": (top_p_filter, TopPLogitsWarper),
+    "typical 0.5": (typical_filter, TypicalLogitsWarper),
+}
+for name, (mine, processor) in theirs.items():
+    there = processor(0.5)(None, four)
+    print(f"{name:11}: ours keeps {kept(mine(four, 0.5))} of 4, theirs {kept(there)}")
+    print(
+        f"{'':13}theirs are tokens {(there[0] > -torch.inf).nonzero()[:, 0].tolist()}"
+    )
+
+# %%
+for dtype in (torch.float32, torch.bfloat16):
+    print(dtype, flat.to(dtype).unique().numel(), "different logits of 49,152 tokens")
+
+# %% [markdown]
+# In bfloat16 such ties are the rule: twenty tokens share a logit, on average.
+#
 # ## To read
 #
 # - Holtzman et al.: *The Curious Case of Neural Text Degeneration*, ICLR 2020,

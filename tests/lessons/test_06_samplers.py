@@ -86,8 +86,11 @@ def _in_words(wanted, found) -> str:
     )
 
 
-def like(processor, function, call):
-    """As transformers' processor, on random logits and on some with removed tokens."""
+def like(processor, function, call, nothing_left=""):
+    """As transformers' processor, on random logits and on some with removed tokens.
+
+    nothing_left: what to say where a row with removed tokens loses all others, too.
+    """
     for seed in range(3):
         logits = random_logits(seed=seed)
         said, why = call, ""
@@ -98,12 +101,15 @@ def like(processor, function, call):
         oracle = processor(None, logits.clone())
         got = expect.tensor(function(logits.clone()), (4, 200), said)
         if seed == 2 and kept(got) == [0] * 4:
-            why = "A removed token has p = 0 and the surprisal inf: 0 times inf is nan."
+            why = nothing_left or why
         stays(got, logits, places(oracle), said, why)
 
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 IN_FLOAT32 = "Compute in float32: logits.float()."
+
+
+OF_NAN = "Of a removed token p is 0 and the surprisal inf: 0 times inf is nan."
 
 
 def real_size(dtype):
@@ -365,7 +371,12 @@ def test_the_likeliest_token_may_be_removed(typical_filter):
 @pytest.mark.parametrize("typical_p", [0.1, 0.5, 0.95])
 def test_typical_agrees_with_transformers(typical_filter, typical_p):
     call = f"typical_filter(logits, {typical_p})"
-    like(TypicalLogitsWarper(typical_p), lambda x: typical_filter(x, typical_p), call)
+    like(
+        TypicalLogitsWarper(typical_p),
+        lambda x: typical_filter(x, typical_p),
+        call,
+        OF_NAN,
+    )
 
 
 def test_a_typical_p_of_1_is_off(typical_filter):
@@ -464,7 +475,7 @@ def test_eta_of_half_precision(eta_filter, dtype):
 @pytest.mark.parametrize("epsilon", [0.0006, 0.01, 0.2])
 def test_eta_agrees_with_transformers(eta_filter, epsilon):
     call = f"eta_filter(logits, {epsilon})"
-    like(EtaLogitsWarper(epsilon), lambda x: eta_filter(x, epsilon), call)
+    like(EtaLogitsWarper(epsilon), lambda x: eta_filter(x, epsilon), call, OF_NAN)
 
 
 def test_an_epsilon_that_is_no_probability_is_refused(eta_filter):

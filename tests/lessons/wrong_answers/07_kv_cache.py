@@ -438,7 +438,7 @@ def the_first_go(cache, n):
     return shorter
 
 
-@wrong("rollback", ELSEWHERE, "has length")
+@wrong("rollback", ELSEWHERE, "should have length 4, not 1")
 def keeps_n(cache, n):
     """n is taken for the number that stays."""
     checked(cache, n)
@@ -543,7 +543,7 @@ def attention_heads(config, batch, seq, dtype):
     return 2 * config.num_hidden_layers * heads * dim * batch * seq * dtype.itemsize
 
 
-@wrong("cache_bytes", BYTES, "A float32 has four bytes")
+@wrong("cache_bytes", BYTES, "not 3840. It is 2 (keys and values)")
 def numbers_not_bytes(config, batch, seq, dtype):
     """Counts numbers."""
     return cache_bytes(config, batch, seq, dtype) // dtype.itemsize
@@ -568,7 +568,7 @@ def llama_only(config, batch, seq, dtype):
     return 2 * config.num_hidden_layers * heads * dim * batch * seq * dtype.itemsize
 
 
-@wrong("cache_bytes", "test_bytes_are_those_of_a_real_cache", "torch.bfloat16")
+@wrong("cache_bytes", "test_bytes_are_those_of_a_real_cache", "has 2 bytes")
 def always_four_bytes(config, batch, seq, dtype):
     """Every number as float32."""
     return cache_bytes(config, batch, seq, torch.float32)
