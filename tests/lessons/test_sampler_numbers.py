@@ -1,7 +1,7 @@
 """Numbers that a learner tries on our filters, and that only just come out in floats.
 
-Not among the checks: in another precision log 0.5 is rounded otherwise, and then another
-answer is right for it.
+Not among the checks: in another precision log 0.5 is rounded otherwise, and another
+answer is right for that.
 """
 
 import pytest
