@@ -101,19 +101,13 @@ EQUIVALENT = {
         ),
     },
     "top_p_filter": {
-        "= logits.sort(dim=-1, descending=True) probabilities → = logits.sort(descending=True) probabilities": THE_LAST_IS_THE_DEFAULT,
-        "= before >= top_p remove_ordered[: → = before > top_p remove_ordered[:": TO_THE_LAST_BIT,
+        "float().sort(dim=-1, descending=True) mass → float().sort(descending=True) mass": THE_LAST_IS_THE_DEFAULT,
     },
     "typical_filter": {
-        "abs().argsort(dim=-1) ordered = → abs().argsort() ordered =": THE_LAST_IS_THE_DEFAULT,
-        "- ordered >= typical_p remove = → - ordered > typical_p remove =": TO_THE_LAST_BIT,
-    },
-    "eta_filter": {
-        ".masked_fill(probabilities < eta, float( → .masked_fill(probabilities <= eta, float(": TO_THE_LAST_BIT,
+        "abs().argsort(dim=-1) mass = → abs().argsort() mass =": THE_LAST_IS_THE_DEFAULT,
     },
     "xtc_filter": {
         ") chosen = (draws < probability).to(logits.device) probabilities = logits → ) chosen = draws < probability probabilities = logits": ON_THE_CPU,
-        ".masked_fill(probabilities < threshold, float( → .masked_fill(probabilities <= threshold, float(": TO_THE_LAST_BIT,
         "= (draws < probability).to( → = (draws <= probability).to(": TO_THE_LAST_BIT,
     },
     "Mirostat": {

@@ -655,6 +655,16 @@ def exclusion_becomes_float32(logits, threshold, probability, generator=None):
     return xtc_filter(logits.float(), threshold, probability, generator)
 
 
+@wrong("xtc_filter", "test_exclusion_in_half_precision", "Compute in float32")
+def exclusion_in_the_dtype_given(logits, threshold, probability, generator=None):
+    """Small probabilities of float16 have few digits."""
+
+    def remove(p, t):
+        return p > p.masked_fill(p < t, INF).amin(-1, keepdim=True)
+
+    return exclude(logits, threshold, probability, generator, remove)
+
+
 # --- Mirostat -------------------------------------------------------------------------
 
 STEERED = "test_steering_worked_by_hand"
