@@ -223,7 +223,7 @@ def install_cpu_torch(is_there, lock):
     if is_there():
         say(f"Taking torch's CPU build from {where} (--gpu takes the other) ...")
         command = ["install", "--no-deps", "--index-url", CPU_INDEX, "--retries=2"]
-        if pip(command + ["torch==" + torch_pin()], lock)[0] == 0:
+        if pip(command + [f"torch=={torch_pin()}+cpu"], lock)[0] == 0:
             return
     say(
         f"{where}, which has torch's CPU build, cannot be used: torch comes from your "
