@@ -19,6 +19,11 @@
 # An *exercise* is a cell with `raise NotImplementedError`: replace that line, run the cell,
 # then run the check below it. Hints unfold one by one. The same checks run in a terminal, on
 # the saved notebook: `python start.py check 01`. Our own answers are in `solutions/`.
+#
+# What a check says: *not written yet* or *to do*, in red or yellow, is how it should look
+# before you start. ✗ names what is wrong. **✓ means that every test of the exercise passed.**
+# Stuck? Go on with the next cell that interests you. A later lesson takes your function
+# with `carry("ask")` if it passes its checks, and ours if not.
 
 # %% tags=["setup"]
 import json

@@ -33,7 +33,11 @@ DISK_FULL = ("No space left", "not enough space", "quota exceeded")
 
 
 class ModelNotAvailable(RuntimeError):
-    """A model cannot be had. The message says why and what to do."""
+    """A model cannot be had. The message says why and what to do; in a notebook IPython
+    shows it alone, without a traceback."""
+
+    def _render_traceback_(self):
+        return [f"{type(self).__name__}:", *str(self).splitlines()]
 
 
 def cache_folder() -> Path:

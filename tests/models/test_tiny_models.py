@@ -371,6 +371,19 @@ def test_a_folder_that_is_no_model_is_an_error_that_names_it(make, said, tmp_pat
 # ------------------------------------------------------------- load, from the hub
 
 
+def test_a_notebook_shows_a_missing_model_as_its_sentence_alone(tmp_path):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.user_ns.update(load=load, given=str(tmp_path / "nowhere" / "at" / "all"))
+    shown = []
+    shell._showtraceback = lambda kind, value, lines: shown.extend(lines)
+    result = shell.run_cell("load(given)")
+    assert isinstance(result.error_in_exec, ModelNotAvailable)  # an error all the same
+    assert shown == ["ModelNotAvailable:", *str(result.error_in_exec).splitlines()]
+    assert len(shown) == 2
+
+
 @pytest.fixture
 def no_hub(monkeypatch, tmp_path):
     """A computer that does not reach the hub. Returns its (empty) hub cache."""
