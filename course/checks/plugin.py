@@ -25,6 +25,7 @@ TABLE = pytest.StashKey[dict]()
 # did not end.
 KNOWN = pytest.StashKey[dict]()
 THREADS = pytest.StashKey[int]()
+CARRIED = []  # references that `carry` has handed out: nobody's own answer
 EXERCISE_ATTRIBUTE = "_course_exercise"
 
 
@@ -72,16 +73,16 @@ def loaded(path: Path) -> notebook.Loaded:
 
 def exercise_of(path: Path, name: str):
     """Exercise `name` of a saved notebook. Where it calls another exercise of the same
-    lesson that is still a stub, it gets the reference, so that each stands alone."""
+    lesson that is a stub, broken or missing, it gets the reference, so that each stands
+    alone."""
     book = loaded(path)
     mine = book.get(name)
     if path.parent == SOLUTIONS:
         return mine
-    reference = loaded(SOLUTIONS / path.name)
-    for other, source in book.sources.items():
-        stub = "raise NotImplementedError" in source and other != name
-        theirs = reference.exercises.get(other) if stub else None
-        book.namespace[other] = theirs or book.exercises[other]
+    reference = loaded(SOLUTIONS / f"{book.lesson}.ipynb")
+    for other, theirs in reference.exercises.items():
+        own = other == name or book.usable(other)
+        book.namespace[other] = book.exercises[other] if own else theirs
     return mine
 
 
@@ -92,7 +93,7 @@ class Notebook(pytest.File):
     """A lesson's notebook: its tests are those of tests/lessons/test_<lesson>.py."""
 
     def collect(self):
-        tests = tests_of(self.path.stem)
+        tests = tests_of(notebook.lesson_at(self.path))
         yield ExerciseTests.from_parent(self, path=tests, nodeid=self.nodeid)
 
 
@@ -125,7 +126,10 @@ def pytest_collect_file(file_path, parent):
     under_nbval = getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)
     if file_path.suffix != ".ipynb" or under_nbval:
         return None
-    if ".ipynb_checkpoints" in file_path.parts or not tests_of(file_path.stem).exists():
+    if ".ipynb_checkpoints" in file_path.parts:
+        return None
+    lesson = notebook.lesson_at(file_path)
+    if not lesson or not tests_of(lesson).exists():
         return None
     return Notebook.from_parent(parent, path=file_path)
 
@@ -151,7 +155,11 @@ def _book_of(item) -> Path:
     book = item.getparent(Notebook)
     if book is not None:
         return book.path
-    return SOLUTIONS / (item.path.stem.removeprefix("test_") + ".ipynb")
+    return SOLUTIONS / f"{_lesson_of(item)}.ipynb"
+
+
+def _lesson_of(item) -> str:
+    return item.path.stem.removeprefix("test_")
 
 
 # --- running a test of an exercise ----------------------------------------------------
@@ -164,6 +172,7 @@ def pytest_pyfunc_call(pyfuncitem):
         return (yield)
     marker = pyfuncitem.get_closest_marker("limit")
     seconds = marker.args[0] if marker else SECONDS
+    token = notebook.loading.set(_lesson_of(pyfuncitem))
     try:
         with contained(seconds):
             return (yield)
@@ -176,6 +185,8 @@ def pytest_pyfunc_call(pyfuncitem):
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _Stopped(error) from error
+    finally:
+        notebook.loading.reset(token)
 
 
 class _Stopped(Exception):
@@ -205,6 +216,9 @@ def pytest_runtest_makereport(item, call):
         return report
     report.for_learner = True
     rows = item.config.stash[TABLE].setdefault(book.path, {})
+    if result.state == explain.WRONG:
+        with contextlib.suppress(notebook.NotebookProblem):
+            result.note = loaded(book.path).notes.get(names[0], "")
     for name in names:
         rows.setdefault(name, []).append((title(item), result))
     if result.state == explain.TO_DO:

@@ -6,18 +6,18 @@ import contextlib
 import hmac
 import json
 import os
+import shutil
 import signal
 import sys
 import types
 from collections import Counter
 from pathlib import Path
 
-import nbformat
 import pytest
 
 import course
 from course.checks import carrying, explain, notebook, plugin, pristine
-from course.paths import ROOT, SOLUTIONS
+from course.paths import ROOT
 
 # What the checks are made of. Where students' code replaces a function, a class or a
 # constant of these modules, the original is put back.
@@ -56,8 +56,8 @@ def child(lesson, names, folder, key, *, forked, memory_gb, file_mb):
     # 2. The checks, on the notebook
     course.carry = carrying.carry = _carry_below(lesson)
     try:
-        text = (folder / "notebook").read_text(encoding="utf-8")
-        path = prepared(text, lesson, work)
+        path = work / f"{lesson}.ipynb"
+        shutil.copyfile(folder / "notebook", path)
         config = str(ROOT / "pyproject.toml")
         arguments = ["-c", config, f"--rootdir={ROOT}", "-o", "addopts=", *OPTIONS]
         pytest.main([*arguments, str(path)], plugins=[_Told(report, names, path)])
@@ -80,30 +80,6 @@ def _limit(memory_gb: float, file_mb: float):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def prepared(text: str, lesson: str, folder: Path) -> Path:
-    """The notebook as a file under its lesson's name. Where an editor has lost the
-    tags, cells that define an exercise get theirs back; so does the set-up."""
-    path = folder / f"{lesson}.ipynb"
-    path.write_text(text, encoding="utf-8")
-    from course.teaching.grade_process import points_of
-
-    try:
-        book = notebook.read(path)
-    except notebook.NotebookProblem:
-        return path  # the checks will say so
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
-    tagged = [cell for cell in code if "exercise" in notebook.tags(cell)]
-    have = {name for cell in tagged for name in notebook.defined_names(cell.source)}
-    for cell in code:
-        if set(notebook.defined_names(cell.source)) & (set(points_of(lesson)) - have):
-            cell.metadata["tags"] = ["exercise"]
-    if not any("setup" in notebook.tags(cell) for cell in code):
-        ours = notebook.read(SOLUTIONS / f"{lesson}.ipynb").cells
-        book.cells[:0] = [cell for cell in ours if "setup" in notebook.tags(cell)]
-    nbformat.write(book, path)
-    return path
-
-
 def _carry_below(lesson: str):
     """`carry` for a notebook of this lesson: our answers, to earlier lessons only."""
     original = carrying.carry
@@ -111,7 +87,7 @@ def _carry_below(lesson: str):
     def carry(name: str):
         if carrying._lesson_of(name) >= lesson:
             raise LookupError(f"carry({name!r}) is for later lessons: write your own")
-        token = notebook.loading.set(True)
+        token = notebook.loading.set(lesson)
         try:
             return original(name)
         finally:
