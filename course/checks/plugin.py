@@ -8,6 +8,7 @@ Three ways to run the same tests (tests/lessons/test_NN_topic.py):
 
 import contextlib
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +17,14 @@ import torch
 
 from course.checks import explain, notebook
 from course.checks.limits import SECONDS, TimeLimit, contained
-from course.paths import LESSONS, SOLUTIONS, shown, tests_of
+from course.paths import (
+    LESSONS,
+    SOLUTIONS,
+    exercise_names,
+    lesson_names,
+    shown,
+    tests_of,
+)
 
 LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
 VERDICT = pytest.StashKey[explain.Verdict]()
@@ -134,13 +142,27 @@ def pytest_collect_file(file_path, parent):
     return Notebook.from_parent(parent, path=file_path)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items, config):
+    asked = [x for lesson in lesson_names() for x in exercise_names(lesson)]
+    asked = {x.lower() for x in asked} & set(_words(config.option.keyword))
     for item in items:
-        # So that `-k top_k_filter` chooses the tests of one exercise.
-        item.extra_keyword_matches.update(exercises_asked_for(item))
+        names = exercises_asked_for(item)
+        # So that `-k top_k_filter` chooses the tests of one exercise, and not those of
+        # others that only have its name in theirs. Elsewhere -k is as it ever was.
+        chosen = names or [x for x in asked if x in item.nodeid.lower()]
+        item.extra_keyword_matches.update(f"::{x}::" for x in chosen)
         if LIVE in config.stash or item.getparent(Notebook):
             # Learners read our sentence; pytest's own takes longer than most tests.
             item.repr_failure = lambda *_, **__: ""
+    for name in asked:
+        word = rf"(?<![\w:]){name}(?![\w:])"
+        exact = re.sub(word, f"::{name}::", config.option.keyword, flags=re.IGNORECASE)
+        config.option.keyword = exact
+
+
+def _words(expression: str) -> list[str]:
+    return re.findall(r"(?<![\w:])\w+(?![\w:])", expression.lower())
 
 
 def exercises_asked_for(item) -> list[str]:
