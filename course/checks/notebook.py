@@ -49,10 +49,7 @@ def read(path: Path):
     except FileNotFoundError:
         raise NotebookProblem(f"there is no notebook {shown(path)}") from None
     try:
-        book = _parsed(text)
-        for cell in book.cells:
-            # Half a character, as a cut through an emoji leaves it, is no Python.
-            cell.source = cell.source.encode("utf-8", "replace").decode("utf-8")
+        return parse(text)
     except Exception as error:
         reason = str(error).splitlines()[0][:150] if str(error) else repr(error)
         raise NotebookProblem(
@@ -60,10 +57,14 @@ def read(path: Path):
             "or edited as text? Save it again from Jupyter, or get the original back: "
             f"keep a copy of the file, then `git checkout {shown(path)}`."
         ) from None
-    return book
 
 
-def _parsed(text: str):
+def parse(text: str):
+    """A notebook's text as nbformat v4, as far as it can be read. Raises, in nbformat's
+    words, where it cannot."""
+    text = text.removeprefix("\ufeff")
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        text = json.dumps(_whole(json.loads(text)))
     try:
         book = nbformat.reads(text, as_version=4)
         if all(isinstance(c.source + c.cell_type, str) for c in book.cells):
@@ -75,6 +76,18 @@ def _parsed(text: str):
             return _bare(json.loads(text))
         raise
     return _bare(json.loads(text))
+
+
+def _whole(value):
+    """JSON without half characters, as a cut through an emoji leaves them: no file can
+    hold them, and Python will not compile them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_whole(x) for x in value]
+    if isinstance(value, dict):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return value
 
 
 def _bare(data: dict):

@@ -305,6 +305,12 @@ def has_habits(s):
     s.book.cells += [helper, nbformat.v4.new_code_cell(answer)]  # below the stub
 
 
+def half_an_emoji(s):
+    s.solve("top_k_filter", "TopK")
+    s.exercise("TopK").source += "\n# \ud83d"
+    s.check("TopK").outputs = [nbformat.v4.new_output("stream", text="\ud83d")]
+
+
 def strips_all_nbgrader_data(s):
     s.solve("top_k_filter")
     for cell in s.book.cells:
@@ -329,6 +335,7 @@ STUDENTS = {
     ends_the_process: 2,
     runs_a_demo: 1,
     has_habits: 5,
+    half_an_emoji: 3,
     strips_all_nbgrader_data: 2,
 }
 
@@ -342,7 +349,9 @@ def graded(classroom, released, nbgrader):
         way(submission)
         folder = classroom / "submitted" / way.__name__ / LESSON
         folder.mkdir(parents=True)
-        nbformat.write(submission.book, folder / f"{LESSON}.ipynb")
+        # With a byte-order mark, and half characters, as some editors leave them.
+        mark = "utf-8-sig" if way is first_two else "utf-8"
+        (folder / f"{LESSON}.ipynb").write_text(json.dumps(submission.book), mark)
     broken = classroom / "submitted" / "broken" / LESSON
     broken.mkdir(parents=True)
     (broken / f"{LESSON}.ipynb").write_text("{")
