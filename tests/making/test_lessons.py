@@ -298,6 +298,21 @@ def test_each_exercise_has_a_card_hints_a_check_and_tests(name):
 
 
 @every_lesson
+def test_readme_and_the_lesson_name_the_exercises_that_it_has(name):
+    rows = (ROOT / "README.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\|.*\(lessons/{name}\.ipynb\).*\|$", rows, re.MULTILINE)
+    assert row, f"README's table has no row for {name}"
+    you_write = row[0].split("|")[3]
+    assert re.findall(r"`(\w+)`", you_write) == exercises(name), "README's table"
+    opening = notebook.read(SOLUTIONS / f"{name}.ipynb").cells[0].source
+    told = re.search(r"You write: (.*?)About (\d+) minutes", opening, re.DOTALL)
+    assert told, "the first cell says what you write, and how long it takes"
+    named = set(re.findall(r"`(\w+)`", told[1])) - {"generate"}
+    assert named == set(exercises(name)), "the lesson's `You write`"
+    assert told[2] == row[0].split("|")[4].strip(), "README's minutes"
+
+
+@every_lesson
 def test_each_stub_documents_itself_and_says_that_it_is_one(name):
     for cell in exercise_cells(book(LESSONS / f"{name}.ipynb").cells):
         assert build.STUB in cell.source
