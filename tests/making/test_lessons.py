@@ -305,7 +305,7 @@ def test_readme_and_the_lesson_name_the_exercises_that_it_has(name):
     you_write = row[0].split("|")[3]
     assert re.findall(r"`(\w+)`", you_write) == exercises(name), "README's table"
     opening = notebook.read(SOLUTIONS / f"{name}.ipynb").cells[0].source
-    told = re.search(r"You write: (.*?)About (\d+) minutes", opening, re.DOTALL)
+    told = re.search(r"You write: (.*?)About\s+(\d+) minutes", opening, re.DOTALL)
     assert told, "the first cell says what you write, and how long it takes"
     named = set(re.findall(r"`(\w+)`", told[1])) - {"generate"}
     assert named == set(exercises(name)), "the lesson's `You write`"
