@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from course.checks import checking, explain, notebook, plugin
+from course.checks import checking, explain, notebook, plugin, running
 from course.paths import LESSONS, SOLUTIONS, lesson_names, tests_of
 
 REASONS = {
@@ -21,7 +21,7 @@ def carry(name: str):
     an exercise of that name, or a later one has it.
     """
     lesson = _lesson_of(name)
-    checked = notebook.loading.get()
+    checked = running.loading.get()
     if checked and lesson >= checked:
         raise LookupError(f"carry({name!r}) is for later lessons: write your own")
     reference = plugin.loaded(SOLUTIONS / f"{lesson}.ipynb").get(name)

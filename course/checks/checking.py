@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from course.checks import explain, notebook, plugin
+from course.checks import explain, plugin, running
 from course.checks.limits import Bounded
 from course.checks.pristine import mend, standard_state
 from course.paths import ROOT, TESTS
@@ -26,7 +26,7 @@ def check(exercise) -> None:
     Raises NotPassed, which Jupyter shows as a short report, unless all pass.
     """
     __tracebackhide__ = True
-    if notebook.loading.get():
+    if running.loading.get():
         return  # in an exercise's own cell, whose saved notebook is being checked
     name = _name_of(exercise, sys._getframe(1).f_globals)
     files = test_files(name)

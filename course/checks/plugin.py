@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from course.checks import explain, notebook
+from course.checks import explain, notebook, running
 from course.checks.limits import SECONDS, TimeLimit, contained
 from course.paths import (
     LESSONS,
@@ -69,10 +69,10 @@ def exercises_of(module) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _load(path: Path, stamp: float):
-    return notebook.load(path)
+    return running.load(path)
 
 
-def loaded(path: Path) -> notebook.Loaded:
+def loaded(path: Path) -> running.Loaded:
     """The notebook's namespace, run again only when its file has changed."""
     with contextlib.suppress(FileNotFoundError):
         return _load(path, path.stat().st_mtime)
@@ -194,7 +194,7 @@ def pytest_pyfunc_call(pyfuncitem):
         return (yield)
     marker = pyfuncitem.get_closest_marker("limit")
     seconds = marker.args[0] if marker else SECONDS
-    token = notebook.loading.set(_lesson_of(pyfuncitem))
+    token = running.loading.set(_lesson_of(pyfuncitem))
     try:
         with contained(seconds):
             return (yield)
@@ -208,7 +208,7 @@ def pytest_pyfunc_call(pyfuncitem):
             raise
         raise _Stopped(error) from error
     finally:
-        notebook.loading.reset(token)
+        running.loading.reset(token)
 
 
 class _Stopped(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import course
-from course.checks import carrying, explain, notebook, plugin, pristine
+from course.checks import carrying, explain, notebook, plugin, pristine, running
 from course.paths import ROOT
 
 # What the checks are made of. Where students' code replaces a function, a class or a
@@ -87,11 +87,11 @@ def _carry_below(lesson: str):
     def carry(name: str):
         if carrying._lesson_of(name) >= lesson:
             raise LookupError(f"carry({name!r}) is for later lessons: write your own")
-        token = notebook.loading.set(lesson)
+        token = running.loading.set(lesson)
         try:
             return original(name)
         finally:
-            notebook.loading.reset(token)
+            running.loading.reset(token)
 
     return carry
 

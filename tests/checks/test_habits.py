@@ -4,14 +4,17 @@ answer passes in the notebook and once saved, or a sentence says exactly why not
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 
 import nbformat
 import pytest
+import torch
 from test_checking import exercise_cell
 
-from course.checks import explain, notebook, plugin
+import course
+from course.checks import carrying, checking, explain, notebook, plugin
 from course.making import build
 from course.paths import ROOT, SOLUTIONS, lesson_names
 
@@ -365,3 +368,38 @@ def test_the_name_of_an_exercise_chooses_its_tests_and_no_others():
         assert [x.lower() for _, x in table] == asked
     table, _ = run_pytest(book, "-k", "by_hand and not (TopK or kept_mass)")
     assert [x for _, x in table] == ["top_k_filter", "sample_top_k"]
+
+
+def test_what_is_not_written_names_the_line_that_brings_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(carrying, "LESSONS", tmp_path)
+    save(build.as_built(LESSON), tmp_path / f"{LESSON}.ipynb")
+    names = {"torch": torch, "check": course.check}
+    exec(STUB, names)
+    with pytest.raises(checking.NotPassed) as told:
+        exec("check(top_k_filter)", names)
+    assert "… top_k_filter is not written yet: fill in its cell" in str(told.value)
+    line = str(told.value).splitlines()[-1].strip()
+    assert line == ('from course import carry; top_k_filter = carry("top_k_filter")')
+    exec(line, names)
+    assert names["top_k_filter"](torch.tensor([[1.0, 3.0, 2.0]]), 1).isinf().sum() == 2
+    with pytest.raises(checking.NotPassed, match="is ours, brought by carry: yours"):
+        exec("check(top_k_filter)", names)
+    exec(RIGHT, names)
+    exec("check(top_k_filter)", names)
+
+
+def test_carry_says_honestly_whose_answer_it_gives(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(carrying, "LESSONS", tmp_path)
+    says = {
+        "stub": ("the reference, since you have not written yours yet", STUB),
+        "ours": (
+            "the reference, since you have not written yours yet",
+            "top_k_filter = carry('top_k_filter')",
+        ),
+        "own": ("your own, from lessons/04_top_k.ipynb", "%%time\n" + RIGHT),
+    }
+    for n, (phrase, answer) in enumerate(says.values()):
+        path = save(edited(answer_is(answer)), tmp_path / f"{LESSON}.ipynb")
+        os.utime(path, (n, n))  # of one second, else
+        course.carry("top_k_filter")
+        assert f"top_k_filter: {phrase}\n" in capsys.readouterr().out

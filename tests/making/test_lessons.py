@@ -131,6 +131,25 @@ def test_a_build_executes_deterministically(tiny):
     assert not list(tiny.glob("*/*.part"))
 
 
+def test_run_all_reaches_what_does_not_need_an_unsolved_exercise(tiny):
+    client = pytest.importorskip("nbclient")
+    source = tiny / "solutions" / "00_tiny.py"
+    more = '\n# %% tags=["check"]\ncheck(f)\n\n# %%\nprint("reached")\n'
+    source.write_text(source.read_text(encoding="utf-8") + more, encoding="utf-8")
+    made = build.lesson(build.read_source(source))
+    client.NotebookClient(made, kernel_name="python3").execute()
+    kinds = [[o.output_type for o in c.outputs] for c in made.cells if "outputs" in c]
+    assert kinds[0] == []
+    assert kinds[-3:] == [["error"], ["error"], ["stream"]]
+    for cell in build.read_source(source).cells:
+        assert build.GO_ON not in notebook.tags(cell), "the reference must stop"
+    first = made.cells[1]
+    made.cells[:0] = [nbformat.v4.new_code_cell("import no_such_thing")]
+    assert build.GO_ON in notebook.tags(first)
+    with pytest.raises(client.exceptions.CellExecutionError, match="no_such_thing"):
+        client.NotebookClient(made, kernel_name="python3").execute()
+
+
 # --- nothing that somebody has written is lost ----------------------------------------
 
 
