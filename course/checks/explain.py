@@ -66,6 +66,8 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
         text = f"{type(error).__name__}: {safe_text(error)}" + _shadowed(error)
         if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
             text += where_it_is(error.name, _innermost(error).f_globals)
+        elif isinstance(error, NameError) and (line := _way_round(error.name or "")):
+            text += f". Its cell has not run, or has failed: run it first.{line}"
     if frame is not None:
         text += f"\n    at line {frame.lineno} of {frame.name}: {frame.line}"
     return Verdict(WRONG, text)
@@ -202,7 +204,7 @@ def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
 
 def _way_round(text: str) -> str:
     """The line that brings our answer, for a sentence that begins with its name."""
-    name = text.split(maxsplit=1)[0].split(".")[0]
+    name = text.partition(" ")[0].partition(".")[0]
     if not any(name in exercise_names(lesson) for lesson in lesson_names()):
         return ""
     line = f'from course import carry; {name} = carry("{name}")'

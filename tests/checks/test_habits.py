@@ -374,6 +374,11 @@ def test_what_is_not_written_names_the_line_that_brings_ours(tmp_path, monkeypat
     monkeypatch.setattr(carrying, "LESSONS", tmp_path)
     save(build.as_built(LESSON), tmp_path / f"{LESSON}.ipynb")
     names = {"torch": torch, "check": course.check}
+    exec(KEPT_MASS, names)
+    with pytest.raises(checking.NotPassed) as told:
+        exec("check(kept_mass)", names)  # its neighbour's cell has not run
+    assert "'top_k_filter' is not defined. Its cell has not run" in str(told.value)
+    assert '; top_k_filter = carry("top_k_filter")' in str(told.value)
     exec(STUB, names)
     with pytest.raises(checking.NotPassed) as told:
         exec("check(top_k_filter)", names)
