@@ -1,5 +1,7 @@
 """Where things are in the repository."""
 
+import re
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +18,15 @@ def tests_of(lesson: str) -> Path:
 def lesson_names() -> list[str]:
     """All lessons that have a source, in order."""
     return sorted(path.stem for path in SOLUTIONS.glob("[0-9][0-9]_*.py"))
+
+
+@lru_cache(maxsize=64)
+def exercise_names(lesson: str) -> tuple[str, ...]:
+    """The exercises of a lesson that have tests, in the order of its test file."""
+    if not lesson or not tests_of(lesson).exists():
+        return ()
+    text = tests_of(lesson).read_text(encoding="utf-8")
+    return tuple(re.findall(r'^(\w+) = exercise\("\1"\)', text, re.MULTILINE))
 
 
 def shown(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from course.checks import checking, explain, notebook, plugin
+from course.checks import checking, explain, notebook, plugin, running
 from course.paths import LESSONS, SOLUTIONS, lesson_names, tests_of
 
 REASONS = {
@@ -16,13 +16,18 @@ def carry(name: str):
     """Your own `name` from its lesson's saved notebook if it passes its checks, else
     the course's reference; prints which.
 
-    Always the reference in solutions/, and while a saved notebook is being checked.
-    Raises LookupError when no lesson has an exercise of that name.
+    Always the reference in solutions/, and while a saved notebook is being checked,
+    which then gets those of earlier lessons only. Raises LookupError when no lesson has
+    an exercise of that name, or a later one has it.
     """
     lesson = _lesson_of(name)
+    checked = running.loading.get()
+    if checked and lesson >= checked:
+        raise LookupError(f"carry({name!r}) is for later lessons: write your own")
     reference = plugin.loaded(SOLUTIONS / f"{lesson}.ipynb").get(name)
-    if notebook.loading.get():
+    if checked:
         return reference
+    plugin.CARRIED.append(reference)
     if Path.cwd().resolve() == SOLUTIONS.resolve():
         print(f"{name}: the reference, from lesson {lesson[:2]}")
         return reference
@@ -30,6 +35,8 @@ def carry(name: str):
     try:
         mine = plugin.exercise_of(saved, name)
         why = REASONS[checking.state_of(name, mine)]
+    except explain.Unwritten:
+        mine, why = None, REASONS[explain.TO_DO]
     except notebook.NotebookProblem as problem:
         mine, why = None, str(problem)
     if why is None:

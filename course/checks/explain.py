@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import pytest
 
 from course.checks.limits import TimeLimit
-from course.paths import ROOT
+from course.paths import ROOT, exercise_names, lesson_names
 
 DONE, WRONG, TO_DO = "done", "wrong", "to do"
 NOT_TRIED = "not tried, since an earlier check did not end"
 WIDTH = 100
+# In a saved notebook's names: name -> the cell that sets it and does not run.
+OTHER_CELLS = "__token_by_token_other_cells__"
 
 # Code under these is not the learner's.
 _OTHERS = (
@@ -37,6 +39,7 @@ class Verdict:
 
     state: str
     text: str = ""
+    note: str = ""  # what the failure is about, where that could be misunderstood
 
 
 def verdict(exercise: str, error: BaseException | None) -> Verdict:
@@ -62,14 +65,32 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
     else:
         text = f"{type(error).__name__}: {safe_text(error)}" + _shadowed(error)
         if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
-            text += (
-                ". A check of the saved notebook runs only the cells that came with "
-                "the lesson for set-up and exercises: put imports and helpers of your "
-                "own in the exercise's cell."
-            )
+            text += where_it_is(error.name, _innermost(error).f_globals)
+        elif isinstance(error, NameError) and (line := _way_round(error.name or "")):
+            text += f". Its cell has not run, or has failed: run it first.{line}"
     if frame is not None:
         text += f"\n    at line {frame.lineno} of {frame.name}: {frame.line}"
     return Verdict(WRONG, text)
+
+
+def where_it_is(name: str, namespace: dict) -> str:
+    """What to add to a NameError in a saved notebook."""
+    if name in (cells := namespace.get(OTHER_CELLS, {})):
+        return (
+            f". {cells[name]} of the notebook sets `{name}`, and does not run when the "
+            "saved notebook is checked: put what the exercise needs into its own cell."
+        )
+    return (
+        ". A check of the saved notebook runs only the cells for set-up and exercises: "
+        "put imports and helpers of your own in the exercise's cell."
+    )
+
+
+def _innermost(error):
+    tb = error.__traceback__
+    while tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb.tb_frame
 
 
 def learners_frame(error: BaseException):
@@ -162,7 +183,8 @@ def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
     for _, verdict in results:
         if verdict.state == TO_DO:
             advice = "fill in its cell, run it, then run this cell again."
-            return f"… {verdict.text}: {advice}", TO_DO
+            text = f"… {verdict.text}: {advice}{_way_round(verdict.text)}"
+            return "\n".join(map(_wrapped, text.splitlines())), TO_DO
     lines, told, again = [], set(), []
     for title, verdicts in by_title(results).items():
         wrong = next((v for v in verdicts if v.state == WRONG), None)
@@ -175,8 +197,18 @@ def report(results: list[tuple[str, Verdict]]) -> tuple[str, str]:
             told.add(_cause(wrong.text))
     if again:
         lines.append(f"✗ and, for the same reason: {', '.join(again)}")
+    lines += dict.fromkeys(f"({v.note})" for _, v in results if v.note)
     text = "\n".join(_wrapped(line) for line in "\n".join(lines).splitlines())
     return text, WRONG if told else DONE
+
+
+def _way_round(text: str) -> str:
+    """The line that brings our answer, for a sentence that begins with its name."""
+    name = text.partition(" ")[0].partition(".")[0]
+    if not any(name in exercise_names(lesson) for lesson in lesson_names()):
+        return ""
+    line = f'from course import carry; {name} = carry("{name}")'
+    return f"\n  To go on with ours until then, run in a new cell:\n  {line}"
 
 
 def _cause(text: str) -> str:

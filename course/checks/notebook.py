@@ -1,144 +1,238 @@
-"""Read a saved notebook and run the cells that define its exercises.
+"""Read a saved notebook: which lesson it is, and which of its cells hold the answers.
 
-Only cells tagged `setup` or `exercise` run: the demos between them may be slow, may
-load the real model, and are not needed to check an answer.
+Cells are known by their tags, and where an editor has lost these, by their ids and by
+what they define.
 """
 
-import ast
 import contextlib
-import contextvars
-import linecache
+import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import nbformat
 
-from course.checks.limits import TimeLimit, time_limit
-from course.checks.pristine import state_put_back
-from course.paths import shown
-
-# True while a notebook is being loaded: `carry` then hands out references, so that an
-# answer is never blamed for an earlier lesson's.
-loading = contextvars.ContextVar("loading", default=False)
+from course.checks import cells
+from course.paths import SOLUTIONS, exercise_names, lesson_names, shown
 
 
 class NotebookProblem(AssertionError):
     """The notebook itself cannot be used. The message is for the learner."""
 
 
-@dataclass
-class Loaded:
-    """What a notebook's tagged cells define, and what went wrong in which cell."""
+# --- reading --------------------------------------------------------------------------
 
-    path: Path
-    namespace: dict = field(default_factory=dict)
-    exercises: dict = field(default_factory=dict)  # name -> the learner's object
-    sources: dict = field(default_factory=dict)  # name -> source of its cell
-    broken: list = field(default_factory=list)  # (cell source, cell name, exception)
 
-    def get(self, name: str):
-        """The exercise `name`, or a NotebookProblem that says why it is not there."""
-        for source, cell, error in self.broken:
-            if re.search(rf"^\s*(def|class)\s+{name}\b", source, re.MULTILINE):
-                raise NotebookProblem(_cell_failed(self.path, cell, error)) from error
-        if name in self.exercises:
-            return self.exercises[name]
-        for _, cell, error in self.broken:
-            raise NotebookProblem(_cell_failed(self.path, cell, error)) from error
-        where = shown(self.path)
-        raise NotebookProblem(
-            f"{where} does not define {name} in a cell tagged `exercise`. Was its cell "
-            f"deleted, renamed or retyped? `git checkout {where}` brings the original "
-            "back (and undoes your other edits in that file: copy them first)."
-        )
+def text_of(data: bytes) -> str:
+    """The text of a notebook's file, whatever mark an editor has put before it."""
+    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
 def read(path: Path):
     """A notebook as nbformat v4. Raises NotebookProblem when it is not one."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path.read_bytes())
     except FileNotFoundError:
         raise NotebookProblem(f"there is no notebook {shown(path)}") from None
-    except UnicodeDecodeError as error:
-        raise NotebookProblem(f"{shown(path)} is not UTF-8 text: {error}") from None
     try:
-        return nbformat.reads(text, as_version=4)
+        return parse(text)
     except Exception as error:
         reason = str(error).splitlines()[0][:150] if str(error) else repr(error)
         raise NotebookProblem(
             f"{shown(path)} is not a valid notebook ({reason}). Was it saved halfway, "
-            "or edited as text? Save it again from Jupyter, or get the original back "
-            f"with `git checkout {shown(path)}`."
+            "or edited as text? Save it again from Jupyter, or get the original back: "
+            f"keep a copy of the file, then `git checkout {shown(path)}`."
         ) from None
 
 
+def parse(text: str):
+    """A notebook's text as nbformat v4, as far as it can be read. Raises, in nbformat's
+    words, where it cannot."""
+    text = text.removeprefix("\ufeff")
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        text = json.dumps(_whole(json.loads(text)))
+    try:
+        book = nbformat.reads(text, as_version=4)
+        if all(isinstance(c.source + c.cell_type, str) for c in book.cells):
+            [dict(cell.metadata) for cell in book.cells]
+            return book
+    except Exception:
+        # What is wrong may stand in an output or in metadata, which nobody needs.
+        with contextlib.suppress(Exception):
+            return _bare(json.loads(text))
+        raise
+    return _bare(json.loads(text))
+
+
+def _whole(value):
+    """JSON without half characters, as a cut through an emoji leaves them: no file can
+    hold them, and Python will not compile them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_whole(x) for x in value]
+    if isinstance(value, dict):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return value
+
+
+def _bare(data: dict):
+    """The notebook with nothing but the sources and the tags of its cells, as far as
+    they can be read. Raises where none can."""
+    book = nbformat.v4.new_notebook()
+    for cell in data["cells"]:
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            code = cell["cell_type"] == "code"
+            make = nbformat.v4.new_code_cell if code else nbformat.v4.new_markdown_cell
+            source, about = cell["source"], cell.get("metadata")
+            tagged = about.get("tags") if isinstance(about, dict) else None
+            kept = [tag for tag in tagged or () if isinstance(tag, str)]
+            named = {"id": cell["id"]} if isinstance(cell.get("id"), str) else {}
+            book.cells.append(make("".join(source), metadata={"tags": kept}, **named))
+    if not book.cells:
+        raise ValueError("none of its cells can be read")
+    return book
+
+
 def tags(cell) -> set:
-    return set(cell.metadata.get("tags", ()))
+    found = cell.metadata.get("tags", ())
+    return {tag for tag in found if isinstance(tag, str)} if found else set()
 
 
 def defined_names(source: str) -> list[str]:
     """Names that a cell defines at top level; none when it does not parse."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return []
-    names = []
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [t.id for t in node.targets if isinstance(t, ast.Name)]
-    return names
+    return cells.bound_names(source)
 
 
-def load(path: Path, seconds: float = 60.0) -> Loaded:
-    """Run the tagged cells of a saved notebook, each on its own account: a cell that
-    fails costs its own exercise and no other."""
+# --- which lesson is it? --------------------------------------------------------------
+
+
+def lesson_at(path: Path) -> str:
+    """The lesson of the notebook at `path`, also where it is a copy of another name;
+    "" where it is none."""
     path = Path(path)
-    loaded = Loaded(path, namespace={"__name__": path.stem})
-    token = loading.set(True)
+    if named := _named_in(path.stem):
+        return named
+    with contextlib.suppress(OSError):
+        return lesson_of(path.name, text_of(path.read_bytes()))
+    return ""
+
+
+def lesson_of(name: str, text: str) -> str:
+    """The lesson that a notebook's file name holds; else the one most of whose
+    exercises it defines; else the one in the name of a folder; else ""."""
+    folders, _, file = name.rpartition("/")
+    return _named_in(file) or _defined_in(text) or _named_in(folders)
+
+
+def _named_in(name: str) -> str:
+    words = f"_{re.sub('[^a-z0-9]+', '_', name.lower())}_"
+    found = [lesson for lesson in lesson_names() if f"_{lesson}_" in words]
+    return max(found, key=len, default="")
+
+
+def _defined_in(text: str) -> str:
     try:
-        for n, cell in enumerate(read(path).cells):
-            if cell.cell_type != "code" or not tags(cell) & {"setup", "exercise"}:
-                continue
-            name = f"{shown(path)}[cell {n}]"
-            lines = cell.source.splitlines(True)
-            linecache.cache[name] = (len(cell.source), None, lines, name)
-            try:
-                code = compile(cell.source, name, "exec")
-                with time_limit(seconds), _no_exit(), state_put_back():
-                    exec(code, loaded.namespace)
-            except (Exception, TimeLimit) as error:
-                loaded.broken.append((cell.source, name, error))
-            else:
-                if "exercise" in tags(cell):
-                    for defined in defined_names(cell.source):
-                        loaded.exercises[defined] = loaded.namespace[defined]
-                        loaded.sources[defined] = cell.source
-    finally:
-        loading.reset(token)
-    return loaded
+        sources = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    defined = set(re.findall(r"^(?:def|class) (\w+)", sources, re.MULTILINE))
+    found = {x: len(defined & set(exercise_names(x))) for x in lesson_names()}
+    best = max(found, key=found.get)
+    return best if found[best] else ""
 
 
-@contextlib.contextmanager
-def _no_exit():
+# --- which cells count? ---------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """The cells of a notebook that a check needs, by their places."""
+
+    setup: list[int] = field(default_factory=list)
+    run: list[int] = field(default_factory=list)  # set-up and exercises
+    answer: dict[str, int] = field(default_factory=dict)  # exercise -> its cell
+    several: dict[str, list[int]] = field(default_factory=dict)  # all that define it
+    setup_is_lost: bool = False
+
+
+@lru_cache(maxsize=64)
+def ours_of(lesson: str) -> list[tuple[str, frozenset, str]]:
+    """(id, tags, source) of each code cell of our notebook."""
+    path = SOLUTIONS / f"{lesson}.ipynb"
+    if not path.exists():  # a new lesson, not built yet
+        return []
+    book = _bare(json.loads(path.read_text(encoding="utf-8")))
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    return [(cell.id, frozenset(tags(cell)), cell.source) for cell in code]
+
+
+def plan(book, lesson: str = "") -> Plan:
+    """Which cells of a notebook are set-up, and which hold the answers to the lesson's
+    exercises: the tagged one; where that is still a stub, another that defines it."""
+    made, exercise_cells, definitions = Plan(), set(), {}
+    ours = ours_of(lesson) if lesson else []
+    known = {name: kinds for name, kinds, _ in ours}
+    kinds_of = {source: kinds for _, kinds, source in ours}
+    names = exercise_names(lesson)
+    for n, cell in enumerate(book.cells):
+        if cell.cell_type != "code":
+            continue
+        own = tags(cell) & {"setup", "exercise"}
+        first = known.get(cell.get("id"), kinds_of.get(cell.source))
+        kinds = own or (first or set()) & {"setup", "exercise"}
+        if "setup" in kinds:
+            made.setup.append(n)
+        elif "exercise" in kinds:
+            exercise_cells.add(n)
+        elif first is not None:
+            continue  # a demo or a check of ours
+        for name in set(names) & set(bound_or_meant(cell.source)):
+            definitions.setdefault(name, []).append(n)
+    for name, places in definitions.items():
+        written = [n for n in places if not is_stub(book.cells[n].source, name)]
+        # Run All checks what the last cell before the check has defined.
+        before = [n for n in written if n <= _place_of_check(book, name)]
+        tagged = [n for n in places if n in exercise_cells] or places
+        made.answer[name] = (before or written or tagged)[-1]
+        made.several[name] = written
+    made.setup_is_lost = bool(lesson) and not made.setup
+    made.run = sorted({*made.setup, *exercise_cells, *made.answer.values()})
+    return made
+
+
+def bound_or_meant(source: str) -> list[str]:
+    """The names that a cell defines, or would if it were valid Python."""
+    return defined_names(source) or re.findall(
+        r"^(?:async\s+def|def|class)\s+(\w+)", source, re.MULTILINE
+    )
+
+
+def _place_of_check(book, name: str) -> float:
+    call = re.compile(rf"^check\({name}\)", re.MULTILINE)
+    for n, cell in enumerate(book.cells):
+        if cell.cell_type == "code" and call.search(cell.source):
+            return n
+    return float("inf")
+
+
+def is_stub(source: str, name: str = "") -> bool:
+    """Whether a cell's answer is not written yet, or is ours, brought by `carry`."""
+    return "raise NotImplementedError" in source or name in _carried(source)
+
+
+def _carried(source: str) -> set[str]:
     try:
-        yield
-    except SystemExit as error:
-        raise RuntimeError("the cell calls exit(): remove that") from error
+        return {cells.carries(x) for x in cells.tree(source).body} - {""}
+    except SyntaxError:
+        return set()
 
 
-def _cell_failed(path, cell, error) -> str:
-    if isinstance(error, SyntaxError):
-        line = (error.text or "").strip()
-        hint = (
-            " (a magic or shell command cannot stand in this cell)"
-            if line[:1] in ("%", "!")
-            else ""
-        )
-        return f"{cell}, line {error.lineno}: {error.msg}: {line}{hint}"
-    if isinstance(error, TimeLimit):
-        return f"{cell} was still running after {error.seconds:.0f} s and was stopped"
-    return f"{cell} fails when it is run: {type(error).__name__}: {error}"
+def cell_shown(book, n: int) -> str:
+    """A cell, so that a reader finds it: its place and its first line."""
+    lines = [x.strip() for x in book.cells[n].source.splitlines() if x.strip()]
+    first = lines[0] if lines else ""
+    return f"cell {n} (`{first[:50]}{' ...' if len(first) > 50 else ''}`)"

@@ -8,15 +8,23 @@ Three ways to run the same tests (tests/lessons/test_NN_topic.py):
 
 import contextlib
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from course.checks import explain, notebook
+from course.checks import explain, notebook, running
 from course.checks.limits import SECONDS, TimeLimit, contained
-from course.paths import LESSONS, SOLUTIONS, shown, tests_of
+from course.paths import (
+    LESSONS,
+    SOLUTIONS,
+    exercise_names,
+    lesson_names,
+    shown,
+    tests_of,
+)
 
 LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
 VERDICT = pytest.StashKey[explain.Verdict]()
@@ -25,6 +33,7 @@ TABLE = pytest.StashKey[dict]()
 # did not end.
 KNOWN = pytest.StashKey[dict]()
 THREADS = pytest.StashKey[int]()
+CARRIED = []  # references that `carry` has handed out: nobody's own answer
 EXERCISE_ATTRIBUTE = "_course_exercise"
 
 
@@ -60,10 +69,10 @@ def exercises_of(module) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _load(path: Path, stamp: float):
-    return notebook.load(path)
+    return running.load(path)
 
 
-def loaded(path: Path) -> notebook.Loaded:
+def loaded(path: Path) -> running.Loaded:
     """The notebook's namespace, run again only when its file has changed."""
     with contextlib.suppress(FileNotFoundError):
         return _load(path, path.stat().st_mtime)
@@ -72,16 +81,16 @@ def loaded(path: Path) -> notebook.Loaded:
 
 def exercise_of(path: Path, name: str):
     """Exercise `name` of a saved notebook. Where it calls another exercise of the same
-    lesson that is still a stub, it gets the reference, so that each stands alone."""
+    lesson that is a stub, broken or missing, it gets the reference, so that each stands
+    alone."""
     book = loaded(path)
     mine = book.get(name)
     if path.parent == SOLUTIONS:
         return mine
-    reference = loaded(SOLUTIONS / path.name)
-    for other, source in book.sources.items():
-        stub = "raise NotImplementedError" in source and other != name
-        theirs = reference.exercises.get(other) if stub else None
-        book.namespace[other] = theirs or book.exercises[other]
+    reference = loaded(SOLUTIONS / f"{book.lesson}.ipynb")
+    for other, theirs in reference.exercises.items():
+        own = other == name or book.usable(other)
+        book.namespace[other] = book.exercises[other] if own else theirs
     return mine
 
 
@@ -92,7 +101,7 @@ class Notebook(pytest.File):
     """A lesson's notebook: its tests are those of tests/lessons/test_<lesson>.py."""
 
     def collect(self):
-        tests = tests_of(self.path.stem)
+        tests = tests_of(notebook.lesson_at(self.path))
         yield ExerciseTests.from_parent(self, path=tests, nodeid=self.nodeid)
 
 
@@ -125,18 +134,35 @@ def pytest_collect_file(file_path, parent):
     under_nbval = getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)
     if file_path.suffix != ".ipynb" or under_nbval:
         return None
-    if ".ipynb_checkpoints" in file_path.parts or not tests_of(file_path.stem).exists():
+    if ".ipynb_checkpoints" in file_path.parts:
+        return None
+    lesson = notebook.lesson_at(file_path)
+    if not lesson or not tests_of(lesson).exists():
         return None
     return Notebook.from_parent(parent, path=file_path)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items, config):
+    asked = [x for lesson in lesson_names() for x in exercise_names(lesson)]
+    asked = {x.lower() for x in asked} & set(_words(config.option.keyword))
     for item in items:
-        # So that `-k top_k_filter` chooses the tests of one exercise.
-        item.extra_keyword_matches.update(exercises_asked_for(item))
+        names = exercises_asked_for(item)
+        # So that `-k top_k_filter` chooses the tests of one exercise, and not those of
+        # others that only have its name in theirs. Elsewhere -k is as it ever was.
+        chosen = names or [x for x in asked if x in item.nodeid.lower()]
+        item.extra_keyword_matches.update(f"::{x}::" for x in chosen)
         if LIVE in config.stash or item.getparent(Notebook):
             # Learners read our sentence; pytest's own takes longer than most tests.
             item.repr_failure = lambda *_, **__: ""
+    for name in asked:
+        word = rf"(?<![\w:]){name}(?![\w:])"
+        exact = re.sub(word, f"::{name}::", config.option.keyword, flags=re.IGNORECASE)
+        config.option.keyword = exact
+
+
+def _words(expression: str) -> list[str]:
+    return re.findall(r"(?<![\w:])\w+(?![\w:])", expression.lower())
 
 
 def exercises_asked_for(item) -> list[str]:
@@ -151,7 +177,11 @@ def _book_of(item) -> Path:
     book = item.getparent(Notebook)
     if book is not None:
         return book.path
-    return SOLUTIONS / (item.path.stem.removeprefix("test_") + ".ipynb")
+    return SOLUTIONS / f"{_lesson_of(item)}.ipynb"
+
+
+def _lesson_of(item) -> str:
+    return item.path.stem.removeprefix("test_")
 
 
 # --- running a test of an exercise ----------------------------------------------------
@@ -164,6 +194,7 @@ def pytest_pyfunc_call(pyfuncitem):
         return (yield)
     marker = pyfuncitem.get_closest_marker("limit")
     seconds = marker.args[0] if marker else SECONDS
+    token = running.loading.set(_lesson_of(pyfuncitem))
     try:
         with contained(seconds):
             return (yield)
@@ -176,6 +207,8 @@ def pytest_pyfunc_call(pyfuncitem):
         if isinstance(error, KeyboardInterrupt):
             raise
         raise _Stopped(error) from error
+    finally:
+        running.loading.reset(token)
 
 
 class _Stopped(Exception):
@@ -205,6 +238,9 @@ def pytest_runtest_makereport(item, call):
         return report
     report.for_learner = True
     rows = item.config.stash[TABLE].setdefault(book.path, {})
+    if result.state == explain.WRONG:
+        with contextlib.suppress(notebook.NotebookProblem):
+            result.note = loaded(book.path).notes.get(names[0], "")
     for name in names:
         rows.setdefault(name, []).append((title(item), result))
     if result.state == explain.TO_DO:

@@ -7,13 +7,20 @@
 solutions/NN_topic.ipynb is the executed reference; lessons/NN_topic.ipynb has the
 answers replaced by a stub and no outputs. The same source gives the same bytes. Needs
 requirements-teach.txt.
+
+A notebook that was changed after it was built holds somebody's work. It stays as it is,
+except with --force, which first puts a copy beside it and says where. Both notebooks of
+a lesson are written, or, where anything fails on the way, neither.
 """
 
 import argparse
+import contextlib
+import copy
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +28,11 @@ from pathlib import Path
 import nbformat
 
 from course.checks.notebook import defined_names, tags
-from course.paths import LESSONS, SOLUTIONS, lesson_names, shown
+from course.paths import LESSONS, SOLUTIONS, lesson_names, shown, tests_of
 
 STUB = 'raise NotImplementedError("to be written by you")'
+ANSWER = re.compile(r"^( *)### BEGIN SOLUTION\n.*?### END SOLUTION", re.M | re.S)
+GO_ON = "raises-exception"
 STAMP = "token_by_token"
 CELL_SECONDS = 240
 
@@ -49,14 +58,48 @@ def chosen(wanted: list[str]) -> list[str]:
 def build(name: str, force: bool = False):
     """Write lessons/<name>.ipynb and solutions/<name>.ipynb where out of step."""
     source = SOLUTIONS / f"{name}.py"
-    for folder, make in ((LESSONS, lesson), (SOLUTIONS, executed)):
+    plain = read_source(source)
+    _require_tests(name, plain)
+    learners = stamped(lesson(copy.deepcopy(plain)), source)
+    made = {}
+    for folder, make in (
+        (LESSONS, lambda: learners),
+        (SOLUTIONS, lambda: stamped(executed(plain), source)),
+    ):
         target = folder / f"{name}.ipynb"
-        if not force and not drift(target):
+        in_step = not drift(target)
+        if folder == LESSONS:  # made in no time, so that the builder counts, too
+            in_step = in_step and _text_of(target) == as_text(learners)
+        if in_step and not force:
             print(f"{shown(target)} is in step with its source")
-            continue
-        notebook = make(read_source(source))
-        write(stamped(notebook, source), target)
-        print(f"wrote {shown(target)}")
+        elif has_work(target) and not force:
+            print(_stays(target))
+        else:
+            made[target] = make
+    write_all({target: make() for target, make in made.items()}, force)
+
+
+def _require_tests(name, notebook):
+    tests = (
+        tests_of(name).read_text(encoding="utf-8") if tests_of(name).exists() else ""
+    )
+    for cell in notebook.cells:
+        if "exercise" in tags(cell):
+            exercise = defined_names(cell.source)[0]
+            fixture = f'{exercise} = exercise("{exercise}")'
+            if fixture not in tests:
+                sys.exit(
+                    f"{name} has the exercise {exercise}, but {shown(tests_of(name))} "
+                    f"has no checks of it: write them, and above them `{fixture}`"
+                )
+
+
+def _stays(target) -> str:
+    return (
+        f"{shown(target)} was changed after it was built: it stays as it is "
+        f"(`python start.py build --force {target.stem[:2]}` builds it anew, and keeps "
+        "a copy)"
+    )
 
 
 def read_source(source: Path):
@@ -92,21 +135,31 @@ def _cell_id(cell, prefix, n) -> str:
 
 
 def lesson(notebook):
-    """The learner's notebook: nbgrader's preprocessors clear answers and outputs."""
-    from nbgrader.preprocessors import ClearOutput, ClearSolutions
-    from traitlets.config import Config
+    """The learner's notebook, made in place: stubs where the answers were (as nbgrader
+    makes them), no outputs.
 
-    config = Config(
-        {
-            "ClearSolutions": {
-                "code_stub": {"python": STUB},
-                "enforce_metadata": False,
-            }
-        }
-    )
-    for step in (ClearSolutions, ClearOutput):
-        notebook, _ = step(config=config).preprocess(notebook, {})
+    From the first exercise on its code cells carry the tag at which Jupyter goes on
+    after an error, so that Run All reaches all that does not need what is not written.
+    """
+    started = False
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.source = ANSWER.sub(rf"\1{STUB}", cell.source)
+        if "SOLUTION" in cell.source:
+            sys.exit(f"BEGIN and END SOLUTION do not match in:\n{cell.source}")
+        cell.outputs, cell.execution_count = [], None
+        started = started or "exercise" in tags(cell)
+        if started:
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), GO_ON]
     return notebook
+
+
+def as_built(name: str):
+    """The learner's notebook as it is built, whatever stands in lessons/; from the
+    reference, without the tools that a build needs."""
+    book = nbformat.read(SOLUTIONS / f"{name}.ipynb", as_version=4)
+    return stamped(lesson(book), SOLUTIONS / f"{name}.py")
 
 
 def executed(notebook):
@@ -166,23 +219,96 @@ def drift(path: Path) -> str:
     return ""
 
 
+def has_work(path: Path) -> bool:
+    """Whether the notebook at `path` was changed after it was built, from whatever
+    source; so is what is no notebook (any more)."""
+    if not path.exists():
+        return False
+    try:
+        notebook = nbformat.reads(_text_of(path), as_version=4)
+        built = notebook.metadata[STAMP]["content"] == digest_of_content(notebook)
+        return not built or _text_of(path) != as_text(notebook)
+    except Exception:
+        return True
+
+
+# --- writing --------------------------------------------------------------------------
+
+
 def as_text(notebook) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def write_all(made: dict, force: bool = False):
+    """Write the notebooks {target: notebook}, all or none. One that holds work by now
+    stays as it is; with `force` it is copied first."""
+    with contextlib.ExitStack() as undo:
+        parts = {}
+        for target, notebook in made.items():
+            parts[target] = part = _part(notebook, target)
+            undo.callback(part.unlink, missing_ok=True)
+        for target, part in parts.items():
+            if has_work(target):
+                if not force:
+                    print(_stays(target))
+                    continue
+                print(f"kept what was there as {shown(keep_copy(target))}")
+            undo.callback(_put_back, target, _bytes_of(target))
+            os.replace(part, target)
+            print(f"wrote {shown(target)}")
+        undo.pop_all()  # all went well
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
 def write(notebook, target: Path):
-    """Write whole or not at all."""
+    """Write whole or not at all, over whatever is there."""
+    part = _part(notebook, target)
+    try:
+        os.replace(part, target)
+    except BaseException:
+        part.unlink()
+        raise
+
+
+def _part(notebook, target: Path) -> Path:
+    """The notebook in a new file beside its target."""
     nbformat.validate(notebook)
+    text = as_text(notebook)
     target.parent.mkdir(exist_ok=True)
     handle, part = tempfile.mkstemp(dir=target.parent, suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(as_text(notebook))
+            file.write(text)
         os.chmod(part, 0o644)
-        os.replace(part, target)
     except BaseException:
         os.unlink(part)
         raise
+    return Path(part)
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _put_back(path: Path, content: bytes | None):
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_bytes(content)
+
+
+def keep_copy(path: Path) -> Path:
+    """A copy of a notebook, beside it under a new name."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-kept-{number}.ipynb")).exists():
+        number += 1
+    shutil.copy2(path, kept)
+    return kept
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
     python start.py grade submissions --out grades.csv
 
-The folder may hold notebooks of several lessons at any depth: `alice/04_top_k.ipynb`,
-`bob_04_top_k.ipynb`, `04_top_k/carol.ipynb`. The file's name says which lesson it is,
-else the exercises in it do. The CSV has a row for each notebook and exercise:
+The folder, or the zip archive that a learning platform exports, may hold notebooks of
+several lessons at any depth, and archives of them: `alice/04_top_k.ipynb`,
+`bob_04_top_k.ipynb.txt`, `04_top_k/carol.zip`. The file's name says which lesson it is,
+else the exercises in it do. What is no notebook is named at the end, with the reason
+why it was left out. The CSV has a row for each notebook and exercise:
 
     student      the notebook's path in the folder
     state        done, wrong or to do; `not graded` where the file is no lesson
@@ -33,12 +35,11 @@ not trust in a container without a network, for example
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
-import json
 import os
-import re
 import signal
 import sys
 from collections import Counter
@@ -47,6 +48,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from course.checks import notebook
 from course.checks.explain import DONE, TO_DO, WRONG
 from course.paths import lesson_names, tests_of
 from course.teaching.grade_process import (
@@ -59,15 +61,17 @@ from course.teaching.grade_process import (
     grade,
     points_of,
 )
+from course.teaching.submissions import CANNOT_READ, NOTEBOOK_MB, Handed, find
 
 NOT_GRADED = "not graded"
 COLUMNS = ["student", "lesson", "exercise", "state", "points", "of", "said", "file"]
-NOTEBOOK_MB = 50
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python start.py grade")
-    parser.add_argument("folder", type=Path, help="holds the notebooks, at any depth")
+    parser.add_argument(
+        "folder", type=Path, help="or zip archive: holds the notebooks, at any depth"
+    )
     parser.add_argument("--out", type=Path, default=Path("grades.csv"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time")
     parser.add_argument(
@@ -81,8 +85,9 @@ def main(arguments=None) -> int:
         help="for a notebook, on Linux only (%(default)s)",
     )
     options = parser.parse_args(arguments)
-    if not options.folder.is_dir():
-        parser.error(f"there is no folder {options.folder}")
+    archive = options.folder.suffix.lower() == ".zip" and options.folder.is_file()
+    if not archive and not options.folder.is_dir():
+        parser.error(f"there is no folder and no zip archive {options.folder}")
     if min(options.jobs, options.seconds, options.memory) <= 0:
         parser.error("--jobs, --seconds and --memory must be above 0")
     limits = Limits(options.seconds, options.memory)
@@ -107,8 +112,9 @@ def grade_folder(
 ) -> list[dict]:
     """Grade what is new or changed in `folder`, `jobs` notebooks at a time; all rows,
     which are also in `out`. All values are texts."""
-    found = {p.relative_to(folder).as_posix(): p for p in submissions(folder)}
-    marks = {name: mark_of(path) for name, path in found.items()}
+    handed = find(folder, besides={out.resolve()})
+    found = {one.name: one for one in handed if not one.why_not}
+    marks = {name: mark_of(one) for name, one in found.items()}
     rows = rows_to_keep(out, marks)
     write_rows(out, rows)
     graded = {row["student"] for row in rows}
@@ -116,7 +122,7 @@ def grade_folder(
     tqdm.monitor_interval = 0  # no thread of its own: threads and forks do not mix
     often = 0.2 if sys.stderr.isatty() else 20
     bar = tqdm(total=len(waiting), unit=" notebooks", mininterval=often)
-    asked = (submission(name, found[name]) for name in waiting)
+    asked = (submission(found[name]) for name in waiting)
     with bar, out.open("a", encoding="utf-8", newline="") as file:
         for job in grade(asked, jobs, limits):
             new = rows_of(job, marks[job.name])
@@ -127,59 +133,25 @@ def grade_folder(
     order = {name: n for n, name in enumerate(found)}
     rows.sort(key=lambda row: order[row["student"]])  # stable: exercises keep theirs
     write_rows(out, rows)
+    for one in handed:
+        if one.why_not:
+            print(_on_one_line(f"left out: {one.name}: {one.why_not}"))
     return rows
 
 
-def submissions(folder: Path) -> list[Path]:
-    """The notebooks in a folder, without what Jupyter and macOS leave behind."""
-    return sorted(
-        path
-        for path in folder.rglob("*.ipynb")
-        if path.is_file()
-        and not path.is_symlink()
-        and not path.name.startswith("._")
-        and not {".ipynb_checkpoints", "__MACOSX"} & set(path.parts)
-    )
-
-
-def submission(name: str, path: Path) -> Job:
+def submission(handed: Handed) -> Job:
     """A file, ready to be graded; or with a result that says why it cannot be."""
-    if path.stat().st_size > NOTEBOOK_MB * 1_000_000:
-        problem = f"the file has over {NOTEBOOK_MB} MB: clear its outputs"
-        return Job(name, results={"": Result(NOT_GRADED, problem)})
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if lesson := lesson_of(name, text):
-        return Job(name, lesson, text)
     problem = "neither its name nor the exercises in it say which lesson this is"
-    return Job(name, results={"": Result(NOT_GRADED, problem)})
-
-
-def lesson_of(name: str, text: str) -> str:
-    """The lesson that a notebook's file name holds; else the one most of whose
-    exercises it defines; else the one in the name of a folder; else ""."""
-    folders, _, file = name.rpartition("/")
-    return _named_in(file) or _defined_in(text) or _named_in(folders)
-
-
-def _named_in(name: str) -> str:
-    words = f"_{re.sub('[^a-z0-9]+', '_', name.lower())}_"
-    found = [lesson for lesson in lesson_names() if f"_{lesson}_" in words]
-    return max(found, key=len, default="")
-
-
-def _defined_in(text: str) -> str:
-    try:
-        defined = set(re.findall(r"^(?:def|class) (\w+)", _sources(text), re.MULTILINE))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""
-    found = {x: len(defined & set(points_of(x))) for x in lesson_names()}
-    best = max(found, key=found.get)
-    return best if found[best] else ""
-
-
-def _sources(text: str) -> str:
-    cells = json.loads(text)["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells)
+    if handed.size > NOTEBOOK_MB * 1_000_000:
+        problem = f"the file has over {NOTEBOOK_MB} MB: clear its outputs"
+    else:
+        try:
+            text = notebook.text_of(handed.read())
+            if lesson := notebook.lesson_of(handed.name, text):
+                return Job(handed.name, lesson, text)
+        except CANNOT_READ as error:
+            problem = f"the file cannot be read: {error}"
+    return Job(handed.name, results={"": Result(NOT_GRADED, problem)})
 
 
 # --- the table ------------------------------------------------------------------------
@@ -191,12 +163,12 @@ def _digest_of_checks() -> bytes:
     return hashlib.sha256(b"".join(files)).digest()
 
 
-def mark_of(path: Path) -> str:
+def mark_of(handed: Handed) -> str:
     """Of a notebook's contents and the checks: when either changes, this does."""
-    digest = hashlib.sha256(_digest_of_checks())
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest = hashlib.sha256(_digest_of_checks() + str(handed.size).encode())
+    if handed.size <= NOTEBOOK_MB * 1_000_000:
+        with contextlib.suppress(*CANNOT_READ):
+            digest.update(handed.read())
     return digest.hexdigest()[:16]
 
 
@@ -253,8 +225,12 @@ _FORMULA = tuple("=+-@'")
 
 def _to_cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula, on one line, valid in UTF-8."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = _on_one_line(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _from_cell(text: str) -> str:

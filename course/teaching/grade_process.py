@@ -1,4 +1,6 @@
-"""Grade a notebook in a process of its own, with limits on time and memory.
+"""Grade a notebook in a process of its own, with limits on time and memory: the side
+that starts the processes, watches them and believes no more than it must. What runs in
+them is in `grade_child`.
 
 The checks come from this repository; the notebook gives the answers alone. A process
 that ends itself, hangs or runs out of memory costs the exercise at which it stood; the
@@ -22,20 +24,17 @@ import signal
 import sys
 import tempfile
 import time
-import types
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import nbformat
-import pytest
 import torch
 
-import course
-from course.checks import carrying, explain, notebook, plugin, pristine
+from course.checks import explain, notebook, plugin
 from course.checks.explain import DONE, TO_DO, WRONG, Verdict
-from course.paths import ROOT, SOLUTIONS
+from course.paths import SOLUTIONS
+from course.teaching.grade_child import child
+from course.teaching.grade_child import mac as _mac
 from tiny_models import random_gpt2, random_llama
 
 SECONDS = 120.0  # for a notebook as a whole
@@ -46,19 +45,6 @@ REPORT_BYTES = 10_000_000  # more is not read
 FILE_MB = 100  # the largest file that students' code may write
 SAID = 300  # characters
 TICK = 0.02  # seconds between two looks at the running processes
-
-# What the checks are made of. Where students' code replaces a function, a class or a
-# constant of these modules, the original is put back.
-TRUSTED = (
-    *("course", "tiny_models", "_pytest", "pytest", "pluggy", "json", "hmac", "math"),
-    *("contextlib", "itertools", "types", "transformers.generation", "test_"),
-)
-OPTIONS = [  # of pytest
-    *("-p", "course.checks.plugin", "--disable-plugin-autoload", "--capture=no"),
-    *("-p", "no:cacheprovider", "-p", "no:terminal", "--noconftest"),
-    *("-p", "no:unraisableexception", "-p", "no:faulthandler", "-p", "no:nbval"),
-    *("-p", "no:logging"),
-]
 
 
 @dataclass(frozen=True)
@@ -173,10 +159,15 @@ class _Run:
         self.report = (self.folder / "report").open("w+b", buffering=0)
         self.key = secrets.token_bytes(16)
         self.heard, self.told, self.why = time.monotonic(), b"", ""
-        context = multiprocessing.get_context(_start_method())
-        self.process = context.Process(
-            target=_child,
-            args=(job.lesson, job.left(), self.folder, self.key, limits),
+        method = _start_method()
+        self.process = multiprocessing.get_context(method).Process(
+            target=child,
+            args=(job.lesson, job.left(), self.folder, self.key),
+            kwargs={
+                "forked": method == "fork",
+                "memory_gb": limits.memory,
+                "file_mb": FILE_MB,
+            },
         )
         self.process.start()
 
@@ -316,206 +307,3 @@ def read_report(told: bytes, key: bytes) -> list[dict]:
             break
         records.append(record)
     return records
-
-
-def _mac(key: bytes, payload: bytes) -> bytes:
-    return hmac.new(key, payload, "sha256").hexdigest().encode()
-
-
-# --- in the child process -------------------------------------------------------------
-
-
-def _child(lesson, names, folder, key, limits):
-    # 1. Away from the parent: its group, its terminal, its folder, its secrets
-    if hasattr(os, "setsid"):
-        os.setsid()
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    if _start_method() == "fork":  # the table, and the reports of other notebooks
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    here = Path.cwd()
-    sys.path[:] = [p for p in sys.path if p and (Path(p) != here or here == ROOT)]
-    for name in [n for n in os.environ if n.startswith("OPENAI_")]:
-        del os.environ[name]
-    report = _Report(folder / "report", key)
-    work = folder / "work"
-    work.mkdir()
-    os.chdir(work)
-    _limit_memory(limits.memory)
-    # 2. The checks, on the notebook
-    course.carry = carrying.carry = _carry_below(lesson)
-    try:
-        text = (folder / "notebook").read_text(encoding="utf-8")
-        path = prepared(text, lesson, work)
-        config = str(ROOT / "pyproject.toml")
-        arguments = ["-c", config, f"--rootdir={ROOT}", "-o", "addopts=", *OPTIONS]
-        pytest.main([*arguments, str(path)], plugins=[_Told(report, names, path)])
-    except BaseException as error:
-        report.write(
-            problem=f"the notebook could not be run: {explain.safe_text(error)}"
-        )
-    os._exit(0)  # and no handler of the student's
-
-
-def _limit_memory(memory: float):
-    if sys.platform != "linux":
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + int(memory * 1e9)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_MB * 1_000_000,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def prepared(text: str, lesson: str, folder: Path) -> Path:
-    """The notebook as a file under its lesson's name. Where an editor has lost the
-    tags, cells that define an exercise get theirs back; so does the set-up."""
-    path = folder / f"{lesson}.ipynb"
-    path.write_text(text, encoding="utf-8")
-    try:
-        book = notebook.read(path)
-    except notebook.NotebookProblem:
-        return path  # the checks will say so
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
-    tagged = [cell for cell in code if "exercise" in notebook.tags(cell)]
-    have = {name for cell in tagged for name in notebook.defined_names(cell.source)}
-    for cell in code:
-        if set(notebook.defined_names(cell.source)) & (set(points_of(lesson)) - have):
-            cell.metadata["tags"] = ["exercise"]
-    if not any("setup" in notebook.tags(cell) for cell in code):
-        ours = notebook.read(SOLUTIONS / f"{lesson}.ipynb").cells
-        book.cells[:0] = [cell for cell in ours if "setup" in notebook.tags(cell)]
-    nbformat.write(book, path)
-    return path
-
-
-def _carry_below(lesson: str):
-    """`carry` for a notebook of this lesson: our answers, to earlier lessons only."""
-    original = carrying.carry
-
-    def carry(name: str):
-        if carrying._lesson_of(name) >= lesson:
-            raise LookupError(f"carry({name!r}) is for later lessons: write your own")
-        token = notebook.loading.set(True)
-        try:
-            return original(name)
-        finally:
-            notebook.loading.reset(token)
-
-    return carry
-
-
-class _Report:
-    def __init__(self, path: Path, key: bytes):
-        self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self.key, self.number = key, 0
-
-    def write(self, **record):
-        payload = json.dumps({"number": self.number, **record}).encode()
-        os.write(self.file, _mac(self.key, payload) + b" " + payload + b"\n")
-        self.number += 1
-
-
-class _Told:
-    """pytest plugin: the exercises `names` only; reports each step; puts back what
-    students' code replaces."""
-
-    def __init__(self, report: _Report, names: list[str], path: Path):
-        self.report, self.names, self.path = report, set(names), path
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items):
-        plan = Counter()
-        items[:] = [x for x in items if self.names & set(plugin.exercises_asked_for(x))]
-        for item in items:
-            # Nobody reads pytest's own rendering of a failure in a fixture.
-            item._repr_failure_py = lambda *_, **__: ""
-            plan.update(plugin.exercises_asked_for(item))
-        self.report.write(plan=plan)
-
-    def pytest_collection_finish(self):
-        # From here on code of the student's runs.
-        self.originals = Originals()
-        with contextlib.suppress(notebook.NotebookProblem):
-            plugin.loaded(self.path)
-        self.originals.put_back()
-        self.report.write(loaded=True)
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item):
-        self.report.write(begin=plugin.exercises_asked_for(item))
-        return (yield)
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_pyfunc_call(self):
-        try:
-            result = yield
-        except BaseException:
-            self.originals.put_back()
-            raise
-        if replaced := self.originals.put_back():
-            raise AssertionError(
-                f"it replaced {replaced[0]} while it was being checked"
-            )
-        return result
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(self, item, call):
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)  # no late ring of a time limit
-        report = yield
-        if call.when == "call" or call.excinfo is not None:
-            verdict = item.stash[plugin.VERDICT]
-            self.report.write(
-                names=plugin.exercises_asked_for(item),
-                title=plugin.title(item),
-                state=verdict.state,
-                text=verdict.text,
-            )
-        return report
-
-
-class Originals:
-    """The functions, classes and constants of the TRUSTED modules as they are now."""
-
-    def __init__(self):
-        self.kept, self.codes = [], {}
-        for name, module in list(sys.modules.items()):
-            if module is None or not name.startswith(TRUSTED):
-                continue
-            owners = [module, *(x for x in vars(module).values() if _of(x, name))]
-            self.kept += [(owner, self._originals(owner)) for owner in owners]
-
-    def _originals(self, owner) -> dict:
-        kept = {}
-        for name, value in list(vars(owner).items()):
-            method = isinstance(value, (staticmethod, classmethod, property))
-            if callable(value) or method or name.strip("_").isupper():
-                kept[name] = value
-            if isinstance(value, types.FunctionType):
-                self.codes[value] = value.__code__, value.__defaults__
-        return kept
-
-    def put_back(self) -> list[str]:
-        """Put all of them back; the names of those that had been replaced."""
-        replaced = pristine.mend()
-        for owner, originals in self.kept:
-            now = vars(owner)
-            for name, value in originals.items():
-                if now.get(name) is not value:
-                    setattr(owner, name, value)
-                    replaced.append(f"{owner.__name__}.{name}")
-        for function, (code, defaults) in self.codes.items():
-            if function.__code__ is not code or function.__defaults__ is not defaults:
-                function.__code__, function.__defaults__ = code, defaults
-                replaced.append(function.__qualname__)
-        return replaced
-
-
-def _of(value, module: str) -> bool:
-    """Whether `value` is a class that this module defines."""
-    return isinstance(value, type) and value.__module__ == module

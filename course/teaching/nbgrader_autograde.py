@@ -10,6 +10,7 @@ its set-up and its exercises.
 """
 
 import nbformat
+from nbconvert.exporters import NotebookExporter
 from nbconvert.preprocessors import ClearMetadataPreprocessor
 from nbgrader import utils
 from nbgrader.api import Gradebook
@@ -32,6 +33,15 @@ from course.paths import lesson_names
 from course.teaching import grade_process
 
 CHECK = "check-"
+
+
+class Submitted(NotebookExporter):
+    """Reads what can be read of a submitted file, as `course.checks` does: nbgrader by
+    itself gives up at a byte-order mark or half a character."""
+
+    def from_file(self, file_stream, resources=None, **kw):
+        book = notebook.parse(file_stream.read())
+        return self.from_notebook_node(book, resources=resources, **kw)
 
 
 class RestoreCells(NbGraderPreprocessor):
@@ -97,6 +107,7 @@ class Check(Execute):
         lesson = resources["nbgrader"]["notebook"]
         if lesson not in lesson_names():
             return super().preprocess(nb, resources)
+        self.needed = set(notebook.plan(nb, lesson).run)
         if any(_is_the_teachers(cell) for cell in nb.cells):
             nb, resources = super().preprocess(nb, resources)
         job = grade_process.Job(lesson, lesson, nbformat.writes(nb))
@@ -108,8 +119,8 @@ class Check(Execute):
         return nb, resources
 
     def preprocess_cell(self, cell, resources, index):
-        needed = notebook.tags(cell) & {"setup", "exercise"} or _is_the_teachers(cell)
-        if needed or resources["nbgrader"]["notebook"] not in lesson_names():
+        lesson = resources["nbgrader"]["notebook"] in lesson_names()
+        if not lesson or index in self.needed or _is_the_teachers(cell):
             return super().preprocess_cell(cell, resources, index)
         return cell, resources
 

@@ -48,9 +48,10 @@ os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ[
 # What stands in a student's notebook where our answer was.
 c.ClearSolutions.code_stub = {"python": build.STUB}
 
-# Check cells are put back where they were deleted or changed, and the checks run
-# outside the student's notebook, with limits. Without these two lines nbgrader runs
-# each notebook from top to bottom.
+# What can be read of a file counts, check cells are put back where they were deleted or
+# changed, and the checks run outside the student's notebook, with limits. Without these
+# lines nbgrader runs each notebook from top to bottom.
+c.Autograde.exporter_class = nbgrader_autograde.Submitted
 c.Autograde.sanitize_preprocessors = nbgrader_autograde.SANITIZE
 c.Autograde.autograde_preprocessors = nbgrader_autograde.AUTOGRADE
 '''

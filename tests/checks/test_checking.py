@@ -123,7 +123,7 @@ EDITED = {
     "wrong": (HEAD + "return logits * 0\n", "2) should be [[-inf, 3, 2]], not [[0, 0"),
     "crash": (HEAD + "return logits.topkk(3)", "top_k_filter: return logits.topkk(3)"),
     "syntax": ("def top_k_filter(logits)\n    pass", "line 1: expected ':'"),
-    "magic": ("%time\n" + HEAD + "pass", "a magic or shell command cannot stand"),
+    "magic": ("%time\n" + HEAD + "pass", "returned None. Is a `return` missing?"),
     "deleted": (delete_the_cell, "Was its cell deleted"),
     "helper": (HEAD + "return helper(logits)", "put imports and helpers of your own"),
     "exit": ("exit()\n" + HEAD + "pass", "the cell calls exit()"),

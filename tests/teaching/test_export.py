@@ -150,7 +150,7 @@ def test_the_release_has_no_answer(released, lesson):
 @pytest.mark.parametrize("lesson", lesson_names())
 def test_the_release_is_the_lesson_with_check_cells_that_stand_alone(released, lesson):
     theirs = notebook.read(released / lesson / f"{lesson}.ipynb").cells
-    ours = notebook.read(LESSONS / f"{lesson}.ipynb").cells
+    ours = build.as_built(lesson).cells
     assert [c.id for c in theirs] == [c.id for c in ours]
     points = {}
     for cell, our in zip(theirs, ours, strict=True):
@@ -293,6 +293,24 @@ def runs_a_demo(s):
             cell.source = "open('a_demo_ran', 'w').close()\n1 / 0"
 
 
+def has_habits(s):
+    s.solve("kept_mass", "sample_top_k")
+    s.exercise("kept_mass").source = (
+        "%%time\ndisplay(1)\n" + answers(LESSON)["kept_mass"]
+    )
+    answer = answers(LESSON)["top_k_exact"].replace("top_k_exact", "top_k_exactly")
+    s.exercise("top_k_exact").source = answer  # renamed
+    helper = nbformat.v4.new_code_cell("import math\nLOWEST = -math.inf")
+    answer = answers(LESSON)["top_k_filter"].replace('float("-inf")', "LOWEST")
+    s.book.cells += [helper, nbformat.v4.new_code_cell(answer)]  # below the stub
+
+
+def half_an_emoji(s):
+    s.solve("top_k_filter", "TopK")
+    s.exercise("TopK").source += "\n# \ud83d"
+    s.check("TopK").outputs = [nbformat.v4.new_output("stream", text="\ud83d")]
+
+
 def strips_all_nbgrader_data(s):
     s.solve("top_k_filter")
     for cell in s.book.cells:
@@ -316,6 +334,8 @@ STUDENTS = {
     endless: 2,
     ends_the_process: 2,
     runs_a_demo: 1,
+    has_habits: 5,
+    half_an_emoji: 3,
     strips_all_nbgrader_data: 2,
 }
 
@@ -329,7 +349,9 @@ def graded(classroom, released, nbgrader):
         way(submission)
         folder = classroom / "submitted" / way.__name__ / LESSON
         folder.mkdir(parents=True)
-        nbformat.write(submission.book, folder / f"{LESSON}.ipynb")
+        # With a byte-order mark, and half characters, as some editors leave them.
+        mark = "utf-8-sig" if way is first_two else "utf-8"
+        (folder / f"{LESSON}.ipynb").write_text(json.dumps(submission.book), mark)
     broken = classroom / "submitted" / "broken" / LESSON
     broken.mkdir(parents=True)
     (broken / f"{LESSON}.ipynb").write_text("{")

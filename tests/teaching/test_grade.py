@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import nbformat
 import pytest
 
 from course.checks import notebook
-from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names
+from course.paths import ROOT, SOLUTIONS, lesson_names
 from course.teaching import grade, grade_process
 
 # With shorter limits, in a process in which nothing else has started threads.
@@ -153,8 +154,28 @@ STUDENTS = {
     ),
     "ours": (
         "from course import carry\ntop_k_filter = carry('top_k_filter')\n",
+        "to do",
+        "ours, brought by carry",
+    ),
+    "ours in disguise": (
+        "from course import carry\nours = carry('top_k_filter')\n"
+        "def top_k_filter(*given):\n    return ours(*given)\n",
         "wrong",
         "write your own",
+    ),
+    # Habits (tests/checks/test_habits.py has all of them)
+    "habits": (
+        "%%time\n!pip list\n%timeit -n 1 -r 1 1\nimport asyncio\n"
+        "from course import check\nawait asyncio.sleep(0)\ntorch.topk?\n"
+        "display(get_ipython())  # \ud83d\n" + RIGHT + "check(top_k_filter)\n"
+        "print(top_k_filter(what_is_not_there))\n",
+        "done",
+        "",
+    ),
+    "needs the model": (
+        RIGHT.replace("    k =", "    model.eval()\n    k ="),
+        "wrong",
+        "sets `model`, and does not run when the saved notebook is checked",
     ),
     "ours, late": (
         "import course\n"
@@ -171,6 +192,7 @@ def lesson_with(cell: str):
     book = nbformat.v4.new_notebook()
     for tag, source in (
         ("setup", "import torch"),
+        ("demo", "from tiny_models import load\nmodel, tokenizer = load()"),
         ("exercise", cell),
         ("exercise", KEPT_MASS),
     ):
@@ -193,7 +215,8 @@ def graded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("submissions")
     for name, (cell, _, _) in STUDENTS.items():
         (folder / name).mkdir()
-        nbformat.write(lesson_with(cell), folder / name / "04_top_k.ipynb")
+        text = json.dumps(lesson_with(cell))  # with half characters, too
+        (folder / name / "04_top_k.ipynb").write_text(text, encoding="utf-8")
     # Beside a student's notebook nothing is imported.
     (folder / "right" / "torch.py").write_text("raise SystemExit('imported')")
     (folder / "right" / "course.py").write_text("raise SystemExit('imported')")
@@ -204,6 +227,17 @@ def graded(tmp_path_factory):
     for cell in solved.cells:
         cell.metadata.pop("tags", None)  # as some editors do
     nbformat.write(solved, folder / "no_tags_and_no_name.ipynb")
+    renamed = json.loads(
+        json.dumps(solved).replace("def top_k_filter", "def my_filter")
+    )
+    nbformat.write(nbformat.from_dict(renamed), folder / "04_top_k_renamed.ipynb")
+    below = json.loads(json.dumps(solved))
+    below["cells"].append(nbformat.v4.new_code_cell(RIGHT))
+    answer = next(c for c in below["cells"] if c["id"] == "04-exercise-top_k_filter")
+    answer["source"] = STUB
+    (folder / "04_top_k_below.ipynb").write_text(json.dumps(below), "utf-8-sig")
+    with zipfile.ZipFile(folder / "zoe.zip", "w") as archive:
+        archive.writestr("work/04_top_k.ipynb.txt", json.dumps(lesson_with(RIGHT)))
     (folder / "04_top_k_cut_off.ipynb").write_text(nbformat.writes(solved)[:9999])
     (folder / "04_top_k_empty.ipynb").write_bytes(b"")
     (folder / "04_top_k_bytes.ipynb").write_bytes(b"\xff\xfe\x00")
@@ -253,6 +287,17 @@ def test_a_notebook_is_found_by_its_name_or_by_its_exercises(graded):
     for name in ("anna_04_top_k", "no_tags_and_no_name"):
         assert points(graded[1], f"{name}.ipynb") == [2, 1, 2, 2, 1], name
     assert points(graded[1], "04-Top-K (1) bert.ipynb") == [2, 1, 0, 0, 0]
+
+
+def test_a_notebook_in_an_archive_under_another_name_is_graded(graded):
+    assert points(graded[1], "zoe.zip/work/04_top_k.ipynb.txt") == [2, 1, 0, 0, 0]
+
+
+def test_a_missing_answer_costs_only_itself_and_one_in_another_cell_counts(graded):
+    assert points(graded[1], "04_top_k_renamed.ipynb") == [0, 1, 2, 2, 1]
+    row = graded[1]["04_top_k_renamed.ipynb", "top_k_filter"]
+    assert "It defines my_filter in cell 11" in row["said"]
+    assert points(graded[1], "04_top_k_below.ipynb") == [2, 1, 2, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["cut_off", "empty", "bytes", "odd", "deep"])
@@ -356,7 +401,7 @@ def test_every_exercise_has_points_by_its_stars():
         "TopK": 1,
     }
     for lesson in lesson_names():
-        cells = notebook.read(LESSONS / f"{lesson}.ipynb").cells
+        cells = notebook.read(SOLUTIONS / f"{lesson}.ipynb").cells
         tagged = [c for c in cells if "exercise" in notebook.tags(c)]
         names = [notebook.defined_names(c.source)[0] for c in tagged]
         assert list(grade_process.points_of(lesson)) == names
