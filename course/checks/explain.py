@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from course.checks.limits import TimeLimit
+from course.checks.states import DONE, TO_DO, WRONG
 from course.paths import ROOT
 
-DONE, WRONG, TO_DO = "done", "wrong", "to do"
+
 NOT_TRIED = "not tried, since an earlier check did not end"
 WIDTH = 100
 

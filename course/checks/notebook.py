@@ -12,10 +12,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nbformat
-
 from course.checks.limits import TimeLimit, time_limit
 from course.checks.pristine import state_put_back
+from course.kit.quickly import nbformat
 from course.paths import shown
 
 # True while a notebook is being loaded: `carry` then hands out references, so that an

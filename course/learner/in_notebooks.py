@@ -1,0 +1,94 @@
+"""`hint`, `reset` and `progress`, as one calls them in a notebook."""
+
+import html
+
+from course.checks import saved, standing, table
+from course.checks.states import BEGUN, DONE, TO_DO
+from course.learner import asking, resetting
+from course.paths import lesson_names
+
+_SHADES = {DONE: "#2e7d32", BEGUN: "#f9a825", TO_DO: "#bdbdbd"}
+
+
+def hint(exercise, all: bool = False) -> None:
+    """Print one more hint for an exercise each time; `exercise`: it, or its name.
+
+    Raises LookupError if there is none of that name.
+    """
+    print(asking.hint_text(_name(exercise), all))
+
+
+def reset(exercise) -> None:
+    """Put an exercise ("kept_mass", or the function) or a lesson ("04") back as it came,
+    in the saved notebook. What was saved is kept in backups/.
+
+    Raises LookupError if there is none of that name.
+    """
+    word = _name(exercise)
+    task = saved.lesson_called(word) or saved.exercise_called(word)
+    print(resetting.reset_one(task))
+    print(
+        "This changed the file, not what you have open. Now: File > Reload Notebook "
+        "from Disk. (Asked whether to overwrite or to revert, choose Revert. What was "
+        "not saved is in no backup.)"
+    )
+
+
+def progress() -> "Progress":
+    """A bar for each lesson: done, begun, to do; from the saved notebooks and from what
+    has passed, without running anything."""
+    return Progress({lesson: standing.states(lesson) for lesson in lesson_names()})
+
+
+class Progress:
+    """Shown as bars in JupyterLab, as text elsewhere."""
+
+    def __init__(self, states: dict[str, dict[str, str]]):
+        self.states = states
+
+    def _rows(self):
+        for lesson, states in self.states.items():
+            number, topic = lesson.split("_", 1)
+            done = sum(state == DONE for state in states.values())
+            yield f"{number} {topic.replace('_', ' ')}", states, done
+
+    def __repr__(self):
+        rows = list(self._rows())
+        width = max((len(title) for title, _, _ in rows), default=0)
+        most = max((len(states) for _, states, _ in rows), default=0)
+        return "\n".join(
+            f"{title:<{width}}  {table.bar(states.values()):<{most}}  "
+            f"{done} of {len(states)}"
+            for title, states, done in rows
+        )
+
+    def _repr_html_(self):
+        lines = []
+        for title, states, done in self._rows():
+            boxes = "".join(
+                f'<span title="{html.escape(name)}: {state}" style="display:inline-'
+                "block;width:18px;height:12px;margin-right:2px;border-radius:2px;"
+                f'background:{_SHADES[state]}"></span>'
+                for name, state in states.items()
+            )
+            lines.append(
+                f'<tr><td style="text-align:left">{html.escape(title)}</td>'
+                f'<td style="text-align:left;white-space:nowrap">{boxes}</td>'
+                f'<td style="text-align:right">{done} of {len(states)}</td></tr>'
+            )
+        legend = "; ".join(
+            f'<span style="color:{shade}">■</span> {state}'
+            for state, shade in _SHADES.items()
+        )
+        return f"<table>{''.join(lines)}</table><small>{legend}</small>"
+
+
+def _name(exercise) -> str:
+    if isinstance(exercise, str):
+        return exercise
+    name = getattr(exercise, "__name__", None)
+    if not isinstance(name, str):
+        raise saved.Unknown(
+            f"Give it an exercise or its name, not a {type(exercise).__name__}."
+        )
+    return name
