@@ -40,10 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     if arguments and arguments[0] in others():
         return _hand_on(arguments[0], arguments[1:])
-    options, rest = parser().parse_known_args(arguments)
-    if rest and options.command != "check":
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    return _run(options, rest)
+    rest = []
+    if arguments[:1] == ["check"]:  # from the first unknown option on: pytest's
+        own = ("--long", "-h", "--help")
+        places = [n for n, x in enumerate(arguments) if x[:1] == "-" and x not in own]
+        first = min(places, default=len(arguments))
+        arguments, rest = arguments[:first], arguments[first:]
+    return _run(parser().parse_args(arguments), rest)
 
 
 def others() -> dict:

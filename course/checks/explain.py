@@ -12,7 +12,6 @@ from course.checks.limits import TimeLimit
 from course.checks.states import DONE, TO_DO, WRONG
 from course.paths import ROOT
 
-
 NOT_TRIED = "not tried, since an earlier check did not end"
 WIDTH = 100
 

@@ -118,7 +118,7 @@ def said(lesson: str, name: str) -> str:
 
 
 def cell_text(exercise) -> str:
-    """The text of the notebook cell that has made a function or class, "" if unknown."""
+    """The text of the cell that has made a function or class; "" where unknown."""
     found = exercise
     if isinstance(exercise, type):
         made = [x for x in vars(exercise).values() if hasattr(x, "__code__")]

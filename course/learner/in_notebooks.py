@@ -19,8 +19,8 @@ def hint(exercise, all: bool = False) -> None:
 
 
 def reset(exercise) -> None:
-    """Put an exercise ("kept_mass", or the function) or a lesson ("04") back as it came,
-    in the saved notebook. What was saved is kept in backups/.
+    """Put an exercise ("kept_mass", or the function) or a lesson ("04") back as it
+    came, in the saved notebook. What was saved is kept in backups/.
 
     Raises LookupError if there is none of that name.
     """
