@@ -73,12 +73,14 @@ def _hand_on(command: str, arguments: list[str]) -> int:
 
 
 def _run(options, rest) -> int:
-    from course.checks.saved import Unknown, Unreadable
+    from course.saved.books import Unknown, Unreadable
 
     try:
         return options.run(options, rest) or 0
     except (Unknown, Unreadable) as error:
         return _say(str(error) if str(error).endswith(".") else f"{error}.")
+    except OSError as error:
+        return _say(f"It stopped: {error}")
     except KeyboardInterrupt:
         print()
         return 130
@@ -138,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _check(options, rest):
-    from course.checks.command import check
+    from course.learner.check import check
 
     return check(options.what, rest, options.long)
 

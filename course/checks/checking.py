@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from course.checks import explain, plugin, standing
+from course.checks import explain, plugin
 from course.checks.limits import Bounded
 from course.checks.pristine import mend, standard_state
 from course.paths import ROOT, TESTS
+from course.saved import standing
 
 
 class NotPassed(AssertionError):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from course.checks.limits import TimeLimit
-from course.checks.states import DONE, TO_DO, WRONG
 from course.paths import ROOT
+from course.saved.states import DONE, TO_DO, WRONG
 
 NOT_TRIED = "not tried, since an earlier check did not end"
 WIDTH = 100

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from course.checks.states import DONE, TO_DO, WRONG
 from course.paths import LESSONS, shown
+from course.saved.states import DONE, TO_DO, WRONG
 
 COLOURS = {DONE: "green", WRONG: "red", TO_DO: "yellow"}
 SIGNS = {DONE: "✓", WRONG: "✗", TO_DO: "…"}

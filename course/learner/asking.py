@@ -1,7 +1,8 @@
 """Where to go on, a hint, our answer: what a learner may ask of an exercise."""
 
-from course.checks import command, saved, standing
-from course.checks.states import BEGUN, DONE
+from course.learner import check
+from course.saved import books, standing
+from course.saved.states import BEGUN, DONE
 
 ALL_DONE = "All exercises of all lessons have passed."
 
@@ -18,7 +19,7 @@ def next_text() -> str:
         return ALL_DONE
     state = standing.states(exercise.lesson)[exercise.name]
     lines = [f"Exercise {exercise.number} · {exercise.name}"]
-    lines.append(f"    notebook  {saved.shown(saved.learners(exercise.lesson))}")
+    lines.append(f"    notebook  {books.shown(books.learners(exercise.lesson))}")
     if exercise.section:
         lines.append(f"    section   {exercise.section}")
     if state == BEGUN:
@@ -45,7 +46,7 @@ def print_hint(word: str, all_of_them: bool = False) -> int:
 
 def hint_text(word: str, all_of_them: bool = False) -> str:
     """One more hint each time, with those before it; after the last, all of them."""
-    exercise = saved.exercise_called(word)
+    exercise = books.exercise_called(word)
     number = len(exercise.hints)
     if not number:
         return f"{exercise.name} has no hint."
@@ -68,7 +69,7 @@ def hint_text(word: str, all_of_them: bool = False) -> str:
 
 
 def print_answer(word: str, give_up: bool = False) -> int:
-    exercise = saved.exercise_called(word)
+    exercise = books.exercise_called(word)
     if not give_up and not _passes(exercise):
         print(
             f"Yours does not pass yet. `python start.py hint {exercise.name}` helps; "
@@ -85,5 +86,5 @@ def _passes(exercise) -> bool:
     state = standing.states(exercise.lesson)[exercise.name]
     if state != BEGUN:
         return state == DONE
-    rows, _ = command.rows_of({exercise.lesson: [exercise.name]})
+    rows, _ = check.rows_of({exercise.lesson: [exercise.name]})
     return [row.state for of_book in rows.values() for row in of_book] == [DONE]

@@ -1,5 +1,5 @@
-"""`python start.py doctor`: all that a report of a problem needs, in one block. It looks
-and changes nothing; what is broken is said in its line, and the others still come."""
+"""`python start.py doctor`: all that a report of a problem needs, in one block. It
+looks and changes nothing; what is broken is said, and the other lines still come."""
 
 import importlib.metadata
 import os
@@ -190,15 +190,16 @@ def _settings(broken) -> str:
 
 
 def _lessons(broken) -> str:
-    from course.checks import saved, standing, table
+    from course.checks import table
+    from course.saved import books, standing
 
     lines = []
     for lesson in lesson_names():
         try:
-            saved.read(saved.learners(lesson))
+            books.read(books.learners(lesson))
             states = standing.states(lesson).values()
             lines.append(f"{lesson:<24}{table.bar(list(states))}")
-        except saved.Unreadable as error:
+        except books.Unreadable as error:
             lines.append(f"{lesson:<24}{error}")
             broken.append(f"{error}: `python start.py reset {lesson[:2]}` mends that")
     return "\n".join(lines)

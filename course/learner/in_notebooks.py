@@ -2,10 +2,11 @@
 
 import html
 
-from course.checks import saved, standing, table
-from course.checks.states import BEGUN, DONE, TO_DO
+from course.checks import table
 from course.learner import asking, resetting
 from course.paths import lesson_names
+from course.saved import books, standing
+from course.saved.states import BEGUN, DONE, TO_DO
 
 _SHADES = {DONE: "#2e7d32", BEGUN: "#f9a825", TO_DO: "#bdbdbd"}
 
@@ -25,7 +26,7 @@ def reset(exercise) -> None:
     Raises LookupError if there is none of that name.
     """
     word = _name(exercise)
-    task = saved.lesson_called(word) or saved.exercise_called(word)
+    task = books.lesson_called(word) or books.exercise_called(word)
     print(resetting.reset_one(task))
     print(
         "This changed the file, not what you have open. Now: File > Reload Notebook "
@@ -88,7 +89,7 @@ def _name(exercise) -> str:
         return exercise
     name = getattr(exercise, "__name__", None)
     if not isinstance(name, str):
-        raise saved.Unknown(
+        raise books.Unknown(
             f"Give it an exercise or its name, not a {type(exercise).__name__}."
         )
     return name

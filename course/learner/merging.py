@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 
-from course.checks.saved import defines, source_of, tags_of
+from course.saved.books import defines, source_of, tags_of
 
 
 def merge(base: dict, mine: dict, theirs: dict) -> tuple[dict, list[str]]:

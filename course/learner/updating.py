@@ -1,5 +1,5 @@
-"""`python start.py update`: the newest version of the course, with the learner's answers
-kept. It is `git pull` for notebooks that were worked in.
+"""`python start.py update`: the newest version of the course, with the learner's
+answers kept. It is `git pull` for notebooks that were worked in.
 
 The order keeps everything: first all is looked at and merged in memory, then each
 notebook that the learner has changed is copied to backups/, and only then is anything
@@ -11,9 +11,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from course.checks import saved
 from course.learner import backups, merging
 from course.paths import LESSONS, ROOT
+from course.saved import books
 
 
 class CannotUpdate(Exception):
@@ -55,12 +55,12 @@ def update():
     merged = [_merged(name, upstream) for name in worked_in]  # nothing written yet
 
     for one in merged:
-        print(f"kept {saved.shown(one.path)} as {_kept(one)}")
+        print(f"kept {books.shown(one.path)} as {_kept(one)}")
     _take(upstream, merged)
     requirements = {"requirements.txt", "requirements-teach.txt"} & coming
     print(f"Updated: {len(coming)} files are new or changed.")
     for one in merged:
-        print(f"{saved.shown(one.path)}: the new version, with what you wrote.")
+        print(f"{books.shown(one.path)}: the new version, with what you wrote.")
         for note in one.notes:
             print(f"    {note}")
     if merged:
@@ -149,8 +149,8 @@ def _is_lesson(name: str) -> bool:
 def _merged(name: str, upstream: str) -> Merged:
     path = ROOT / name
     try:
-        mine, was = saved.read(path), path.read_bytes()
-    except (saved.Unreadable, OSError) as error:
+        mine, was = books.read(path), path.read_bytes()
+    except (books.Unreadable, OSError) as error:
         raise CannotUpdate(
             f"{error}, so your answers in it cannot be carried over. `python start.py "
             f"reset {path.stem[:2]}` puts it back as it came, and keeps a backup."
@@ -161,7 +161,7 @@ def _merged(name: str, upstream: str) -> Merged:
         return Merged(path, was.decode("utf-8", "replace"), notes, was)
     base = json.loads(_out("show", f"HEAD:{name}"))
     book, notes = merging.merge(base, mine, json.loads(theirs.stdout))
-    return Merged(path, saved.as_text(book), notes, was)
+    return Merged(path, books.as_text(book), notes, was)
 
 
 def _kept(one: Merged) -> str:
@@ -171,7 +171,7 @@ def _kept(one: Merged) -> str:
         raise CannotUpdate(f"No backup could be made: {error}") from None
     if kept.read_bytes() != one.was:
         raise CannotUpdate(f"{one.path.name} was saved just now: update again.")
-    return saved.shown(kept)
+    return books.shown(kept)
 
 
 def _take(upstream: str, merged: list[Merged]):
@@ -187,7 +187,7 @@ def _take(upstream: str, merged: list[Merged]):
         raise
     for one in merged:
         one.path.parent.mkdir(exist_ok=True)
-        saved.write(one.path, one.text)
+        books.write(one.path, one.text)
 
 
 def _require(done):

@@ -2,8 +2,9 @@
 
 import time
 
-from course.checks import command, saved
+from course.learner import check
 from course.paths import shown
+from course.saved import books
 
 SECONDS = 0.5  # between two looks
 
@@ -13,7 +14,7 @@ def watch(words: list[str] = (), looks: int | None = None) -> int:
 
     looks: stop after so many (for tests).
     """
-    lessons = list(saved.chosen(list(words)))
+    lessons = list(books.chosen(list(words)))
     which = "all lessons" if not words else ", ".join(x[:2] for x in lessons)
     print(f"Watching {which}. Save a notebook, and it is checked. Ctrl-C ends this.")
     before = {lesson: _stamp(lesson) for lesson in lessons}
@@ -34,15 +35,15 @@ def watch(words: list[str] = (), looks: int | None = None) -> int:
 def _stamp(lesson):
     """Of the file as it is; None while it is not there, as in the midst of a save."""
     try:
-        found = saved.learners(lesson).stat()
+        found = books.learners(lesson).stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
 
 
 def _check(lesson):
-    print(f"\n{time.strftime('%H:%M:%S')} {shown(saved.learners(lesson))} was saved")
+    print(f"\n{time.strftime('%H:%M:%S')} {shown(books.learners(lesson))} was saved")
     try:
-        command.check([lesson])
+        check.check([lesson])
     except Exception as error:  # it goes on: the next save may mend it
         print(f"The check could not be run: {type(error).__name__}: {error}")

@@ -15,9 +15,9 @@ import types
 from functools import lru_cache
 from pathlib import Path
 
-from course.checks import saved
-from course.checks.states import BEGUN, DONE, TO_DO
 from course.paths import LESSONS, lesson_names, tests_of
+from course.saved import books
+from course.saved.states import BEGUN, DONE, TO_DO
 
 FILE = ".progress.json"
 _passed_here = {}  # (lesson, exercise) -> the text that passed, in this process
@@ -25,21 +25,21 @@ _passed_here = {}  # (lesson, exercise) -> the text that passed, in this process
 
 def states(lesson: str) -> dict[str, str]:
     """{exercise: DONE, BEGUN or TO_DO} of a lesson, from the saved notebook."""
-    exercises = saved.exercises(lesson)
+    exercises = books.exercises(lesson)
     try:
-        book = saved.read(saved.learners(lesson))
-    except saved.Unreadable:
+        book = books.read(books.learners(lesson))
+    except books.Unreadable:
         return dict.fromkeys((x.name for x in exercises), TO_DO)
     passed = _read().get("passed", {})
     found = {}
     for exercise in exercises:
-        place = saved.cell_of(book, exercise)
-        text = saved.source_of(book["cells"][place]) if place is not None else ""
+        place = books.cell_of(book, exercise)
+        text = books.source_of(book["cells"][place]) if place is not None else ""
         found[exercise.name] = _state(exercise, text, passed)
     return found
 
 
-def _state(exercise: saved.Exercise, text: str, passed: dict | None = None) -> str:
+def _state(exercise: books.Exercise, text: str, passed: dict | None = None) -> str:
     if not text.strip() or is_stub(text, exercise):
         return TO_DO
     passed = _read().get("passed", {}) if passed is None else passed
@@ -48,7 +48,7 @@ def _state(exercise: saved.Exercise, text: str, passed: dict | None = None) -> s
     return DONE if _mark(exercise.lesson, text) in known else BEGUN
 
 
-def is_stub(text: str, exercise: saved.Exercise) -> bool:
+def is_stub(text: str, exercise: books.Exercise) -> bool:
     """Whether a cell is as it came: then it need not be run to be called to do."""
     return text.strip() == exercise.stub.strip()
 
@@ -70,7 +70,7 @@ def remember(lesson: str, name: str, text: str, passed: bool):
         _write(kept)
 
 
-def next_exercise(after: str = "") -> saved.Exercise | None:
+def next_exercise(after: str = "") -> books.Exercise | None:
     """The first exercise that is not done; of lesson `after` if it has one."""
     lessons = lesson_names()
     if after in lessons:
@@ -78,7 +78,7 @@ def next_exercise(after: str = "") -> saved.Exercise | None:
         lessons = lessons[start:] + lessons[:start]
     for lesson in lessons:
         now = states(lesson)
-        for exercise in saved.exercises(lesson):
+        for exercise in books.exercises(lesson):
             if now[exercise.name] != DONE:
                 return exercise
     return None
@@ -93,7 +93,7 @@ def after_check(name: str, exercise, passed: bool) -> str:
     if Path.cwd().resolve() != LESSONS.resolve():
         return ""
     lesson = next(
-        (n for n in lesson_names() if name in {x.name for x in saved.exercises(n)}), ""
+        (n for n in lesson_names() if name in {x.name for x in books.exercises(n)}), ""
     )
     text = cell_text(exercise)
     if not lesson or not text:
@@ -105,7 +105,7 @@ def after_check(name: str, exercise, passed: bool) -> str:
 def said(lesson: str, name: str) -> str:
     """ "done, 2 of 5 in this lesson; next: kept_mass"."""
     now = states(lesson)
-    for exercise in saved.exercises(lesson):  # what runs here may not be saved yet
+    for exercise in books.exercises(lesson):  # what runs here may not be saved yet
         live = vars(sys.modules["__main__"]).get(exercise.name)
         if text := cell_text(live):
             now[exercise.name] = _state(exercise, text)
@@ -132,7 +132,7 @@ def cell_text(exercise) -> str:
 # --- the memory -----------------------------------------------------------------------
 
 
-def hints_seen(exercise: saved.Exercise, seen: int | None = None) -> int:
+def hints_seen(exercise: books.Exercise, seen: int | None = None) -> int:
     """How many hints of an exercise were shown; with `seen`, that is kept."""
     kept, key = _read(), f"{exercise.lesson}/{exercise.name}"
     if seen is not None:
@@ -167,6 +167,6 @@ def _read() -> dict:
 
 def _write(kept: dict):
     try:
-        saved.write(LESSONS / FILE, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        books.write(LESSONS / FILE, json.dumps(kept, indent=1, sort_keys=True) + "\n")
     except OSError:
         return  # a folder that cannot be written to costs the memory, not the check

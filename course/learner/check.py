@@ -8,20 +8,21 @@ tests of what is written.
 import os
 import sys
 
-from course.checks import saved, standing, table
-from course.checks.states import DONE, TO_DO
+from course.checks import table
 from course.paths import ROOT, lesson_names, shown
+from course.saved import books, standing
+from course.saved.states import DONE, TO_DO
 
 HINT = "More of one: `python start.py check 04`, of all: `python start.py check --long`"
 
 
 def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
-    """Check what `words` name (see saved.chosen), print how it stands. Returns the exit
+    """Check what `words` name (see books.chosen), print how it stands. Returns the exit
     code: 0 if all that was asked for is done, 1 if not, else pytest's.
 
     options: handed on to pytest, which then runs everything and prints as it does.
     """
-    picked = saved.chosen(words)
+    picked = books.chosen(words)
     if options:
         return _by_pytest(picked, list(options))
     rows, code = rows_of(picked)
@@ -41,9 +42,9 @@ def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
     return code if code > 1 else int(everything != {DONE})
 
 
-def described(exercise: saved.Exercise) -> str:
+def described(exercise: books.Exercise) -> str:
     """Which exercise it is, and where."""
-    where = shown(saved.learners(exercise.lesson))
+    where = shown(books.learners(exercise.lesson))
     return f"{exercise.name}, exercise {exercise.number} in {where}"
 
 
@@ -54,7 +55,7 @@ def rows_of(picked: dict[str, list[str]]) -> tuple[dict, int]:
     found, code = _run(written) if written else ({}, 0)
     rows = {}
     for lesson, names in picked.items():
-        path = saved.learners(lesson)
+        path = books.learners(lesson)
         checked = {row.name: row for row in found.get(path, ())}
         made = [checked.get(name) or _unrun(lesson, name, written) for name in names]
         rows[path] = [row for row in made if row]
@@ -71,30 +72,30 @@ def _unrun(lesson, name, written):
 def _written(lesson: str, names: list[str]) -> list[str]:
     """Those exercises of a saved notebook that are not as they came."""
     try:
-        book = saved.read(saved.learners(lesson))
-    except saved.Unreadable:
+        book = books.read(books.learners(lesson))
+    except books.Unreadable:
         return names  # the checks say what is the matter with it
-    came = {saved.source_of(c).strip() for c in saved.as_built(lesson)["cells"]}
-    own = [c for c in book["cells"] if saved.source_of(c).strip() not in came]
+    came = {books.source_of(c).strip() for c in books.as_built(lesson)["cells"]}
+    own = [c for c in book["cells"] if books.source_of(c).strip() not in came]
     written = []
-    for exercise in saved.exercises(lesson):
-        elsewhere = any(saved.defines(cell, exercise.name) for cell in own)
+    for exercise in books.exercises(lesson):
+        elsewhere = any(books.defines(cell, exercise.name) for cell in own)
         if exercise.name in names and (elsewhere or not _is_stub(book, exercise)):
             written.append(exercise.name)
     return written
 
 
 def _is_stub(book, exercise):
-    place = saved.cell_of(book, exercise)
+    place = books.cell_of(book, exercise)
     if place is None:
         return False  # deleted: its checks say so
-    return standing.is_stub(saved.source_of(book["cells"][place]), exercise)
+    return standing.is_stub(books.source_of(book["cells"][place]), exercise)
 
 
 def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     import pytest
 
-    paths = [saved.learners(lesson) for lesson in written]
+    paths = [books.learners(lesson) for lesson in written]
     missing = [path for path in paths if not path.exists()]
     for path in missing:
         print(f"There is no notebook {shown(path)}.")
@@ -102,14 +103,14 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     paths = [str(path) for path in paths if path not in missing]
     if not paths:
         return {}, 1
-    keep = _Keep({str(saved.learners(x)): names for x, names in written.items()})
+    keep = _Keep({str(books.learners(x)): names for x, names in written.items()})
     quiet = ["-qq", "--no-header", "-p", "no:cacheprovider", "-W", "ignore"]
     # Plugins of other packages cost seconds to load, and do nothing here.
     quiet += ["--disable-plugin-autoload", *_config()]
     code = int(pytest.main([*quiet, *paths], plugins=[keep]))
     print()
     for lesson, names in written.items():
-        _remember(lesson, keep.rows.get(saved.learners(lesson), ()), names)
+        _remember(lesson, keep.rows.get(books.learners(lesson), ()), names)
     if missing and code == 0:
         code = 1
     return keep.rows, code
@@ -117,14 +118,14 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
 
 def _remember(lesson, rows, names):
     try:
-        book = saved.read(saved.learners(lesson))
-    except saved.Unreadable:
+        book = books.read(books.learners(lesson))
+    except books.Unreadable:
         return
     states = {row.name: row.state for row in rows}
-    for exercise in saved.exercises(lesson):
-        place = saved.cell_of(book, exercise)
+    for exercise in books.exercises(lesson):
+        place = books.cell_of(book, exercise)
         if exercise.name in names and exercise.name in states and place is not None:
-            text = saved.source_of(book["cells"][place])
+            text = books.source_of(book["cells"][place])
             passed = states[exercise.name] == DONE
             standing.remember(lesson, exercise.name, text, passed)
 
@@ -165,9 +166,9 @@ def _by_pytest(picked, options) -> int:
     import pytest
 
     everything = list(picked) == lesson_names()
-    paths = [str(saved.learners(lesson)) for lesson in picked]
+    paths = [str(books.learners(lesson)) for lesson in picked]
     names = [name for of_lesson in picked.values() for name in of_lesson]
-    of_lessons = [x.name for lesson in picked for x in saved.exercises(lesson)]
+    of_lessons = [x.name for lesson in picked for x in books.exercises(lesson)]
     chosen = [] if everything or names == of_lessons else ["-k", " or ".join(names)]
     return int(pytest.main([*_config(), *chosen, *options, *paths]))
 

@@ -177,7 +177,7 @@ def _plain(hint: str) -> str:
 
 def lesson_called(word: str) -> str | None:
     """The lesson that "4", "04", "top_k", "04_top_k" or a path to it names."""
-    stem = Path(word).stem
+    stem = Path(word).name.removesuffix(".ipynb")
     for lesson in lesson_names():
         number, topic = lesson.split("_", 1)
         if stem in (lesson, number, number.lstrip("0"), topic):
