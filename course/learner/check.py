@@ -107,6 +107,8 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     quiet = ["-qq", "--no-header", "-p", "no:cacheprovider", "-W", "ignore"]
     # Plugins of other packages cost seconds to load, and do nothing here.
     quiet += ["--disable-plugin-autoload", *_config()]
+    # It collects garbage twice at the end, a third of the time of a quick check.
+    quiet += ["-p", "no:unraisableexception"]
     code = int(pytest.main([*quiet, *paths], plugins=[keep]))
     print()
     for lesson, names in written.items():

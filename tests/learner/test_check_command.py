@@ -35,8 +35,8 @@ def test_what_is_done_wrong_and_to_do_is_told_apart(course, capfd):
     # All of them: a line for each lesson.
     assert check.check([]) == 1
     out = capfd.readouterr().out
-    assert "04_top_k          ✓✗………  1 of 5 done; wrong: kept_mass" in out
-    assert "03_your_own_loop  ……………  0 of 5 done" in out
+    assert "04_top_k          ✓✗………   1 of  5 done; wrong: kept_mass" in out
+    assert "03_your_own_loop  ……………   0 of  5 done" in out
     assert "next: next_token_logits, exercise 03.1" in out
     # --long: the table
     assert check.check([], long=True) == 1
