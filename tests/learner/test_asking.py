@@ -4,7 +4,7 @@ import pytest
 
 import course as face
 from course.learner import asking, in_notebooks
-from course.paths import lesson_names
+from course.paths import SOLUTIONS, lesson_names
 from course.saved import books, standing
 
 
@@ -110,10 +110,17 @@ def test_progress_shows_each_lesson_as_text_and_as_bars(course, monkeypatch):
         "04 top k          ✓·………  1 of 5",
     ]
     bars = shown._repr_html_()
-    assert bars.count('<span title="') == 10
-    assert 'title="top_k_filter: done"' in bars
-    assert 'title="kept_mass: begun"' in bars
-    assert 'title="TopK: to do"' in bars
+    assert bars.count('<span title="') == 4, "neighbours of one state are one bar"
+    assert 'title="done: top_k_filter" style="display:inline-block;width:18px' in bars
+    assert 'title="begun: kept_mass"' in bars
+    assert 'title="to do: top_k_exact, sample_top_k, TopK"' in bars
+
+
+def test_in_solutions_all_is_done_whatever_the_learner_has_done(course, monkeypatch):
+    monkeypatch.setattr(in_notebooks, "lesson_names", books.lesson_names)
+    monkeypatch.chdir(SOLUTIONS)
+    text = repr(in_notebooks.progress())
+    assert text.splitlines()[1] == "04 top k          ✓✓✓✓✓  5 of 5"
 
 
 # --- after a check --------------------------------------------------------------------
