@@ -469,6 +469,17 @@ plt.show()
 # "No" leads with about a third and "Yes" follows further down. The answer is what you get
 # when somebody *picks* from it: that is decoding, and the subject of this course.
 #
+# ## Where you stand
+#
+# A box for each exercise of each lesson, from what is saved and has passed its checks. In a
+# terminal, `python start.py next` says where to go on.
+
+# %%
+from course import progress
+
+progress()
+
+# %% [markdown]
 # ## Questions
 #
 # 1. A chat has 20 turns. Roughly how many times does its first message travel to the API?

@@ -10,6 +10,7 @@ from course.checks import explain, plugin, running
 from course.checks.limits import Bounded
 from course.checks.pristine import mend, standard_state
 from course.paths import ROOT, TESTS
+from course.saved import standing
 
 
 class NotPassed(AssertionError):
@@ -43,9 +44,10 @@ def check(exercise) -> None:
     for replaced in mend():
         print(f"({replaced} had been replaced in this notebook; it is put back now.)")
     text, state = explain.report(run(name, exercise, files))
+    where = standing.after_check(name, exercise, state == explain.DONE)
     if state != explain.DONE:
         raise NotPassed(text)
-    print(text)
+    print(f"{text}\n{where}" if where else text)
 
 
 def state_of(name: str, exercise) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from course.checks.limits import TimeLimit
 from course.paths import ROOT, exercise_names, lesson_names
+from course.saved.states import DONE, TO_DO, WRONG
 
-DONE, WRONG, TO_DO = "done", "wrong", "to do"
 NOT_TRIED = "not tried, since an earlier check did not end"
 WIDTH = 100
 # In a saved notebook's names: name -> the cell that sets it and does not run.

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from course.checks import explain, notebook, running
+from course.checks import explain, notebook, running, table
 from course.checks.limits import SECONDS, TimeLimit, contained
 from course.paths import (
-    LESSONS,
     SOLUTIONS,
     exercise_names,
     lesson_names,
@@ -34,6 +33,7 @@ TABLE = pytest.StashKey[dict]()
 KNOWN = pytest.StashKey[dict]()
 THREADS = pytest.StashKey[int]()
 CARRIED = []  # references that `carry` has handed out: nobody's own answer
+QUIET = pytest.StashKey[bool]()  # somebody else writes the table
 EXERCISE_ATTRIBUTE = "_course_exercise"
 
 
@@ -268,41 +268,24 @@ def pytest_report_teststatus(report):
 # --- the progress table ---------------------------------------------------------------
 
 
+def rows_of(config) -> dict[Path, list[table.Row]]:
+    """What the checks of saved notebooks have found: a row for each exercise."""
+    return {
+        path: [table.row(name, results) for name, results in rows.items()]
+        for path, rows in config.stash[TABLE].items()
+    }
+
+
 def pytest_sessionfinish(session, exitstatus):
     torch.set_num_threads(session.config.stash[THREADS])
-    table = session.config.stash[TABLE].values()
-    states = {explain.report(r)[1] for rows in table for r in rows.values()}
+    rows = rows_of(session.config).values()
+    states = {row.state for of_book in rows for row in of_book}
     if exitstatus == pytest.ExitCode.OK and states - {explain.DONE}:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    table = config.stash[TABLE]
-    if not table:
-        return
-    out = terminalreporter
-    out.section("exercises")
-    totals = dict.fromkeys((explain.DONE, explain.WRONG, explain.TO_DO), 0)
-    width = max(len(name) for rows in table.values() for name in rows)
-    colours = {explain.DONE: "green", explain.WRONG: "red", explain.TO_DO: "yellow"}
-    signs = {explain.DONE: "✓", explain.WRONG: "✗", explain.TO_DO: "…"}
-    for path in sorted(table):
-        out.write_line(shown(path))
-        for name, results in table[path].items():
-            text, state = explain.report(results)
-            totals[state] += 1
-            checks = explain.by_title(results).values()
-            passed = sum(
-                all(v.state == explain.DONE for v in cases) for cases in checks
-            )
-            note = f"{passed} of {len(checks)} checks pass"
-            line = f"  {signs[state]} {name:<{width}}  {state:<5}  "
-            line += note if state != explain.TO_DO else ""
-            out.write_line(line.rstrip(), **{colours[state]: True})
-            if state == explain.WRONG:
-                wrong = [x for x in text.splitlines() if not x.startswith("✓")]
-                out.write_line("\n".join(f"      {x}" for x in wrong))
-    told = ", ".join(f"{n} {state}" for state, n in totals.items())
-    out.write_line(f"{sum(totals.values())} exercises: {told}")
-    if any(path.is_relative_to(LESSONS) for path in table):
-        out.write_line("(read from the saved notebooks: save before you check)")
+    rows = rows_of(config)
+    if rows and not config.stash.get(QUIET, False):
+        terminalreporter.section("exercises")
+        table.write(rows, terminalreporter.write_line)

@@ -1,0 +1,23 @@
+"""Copies of notebooks, before anything is done to them."""
+
+import datetime
+import shutil
+from pathlib import Path
+
+from course.paths import ROOT
+
+BACKUPS = ROOT / "backups"
+
+
+def keep(path: Path) -> Path:
+    """Copy the file at `path` into backups/ under a new name, which is returned."""
+    BACKUPS.mkdir(exist_ok=True)
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    number, kept = 1, BACKUPS / f"{path.stem}-{now}{path.suffix}"
+    while kept.exists():
+        number += 1
+        kept = BACKUPS / f"{path.stem}-{now}-{number}{path.suffix}"
+    shutil.copy2(path, kept)
+    if kept.read_bytes() != path.read_bytes():  # a full disk, a save at this moment
+        raise OSError(f"the copy {kept.name} is not what {path.name} holds")
+    return kept

@@ -1,0 +1,82 @@
+"""Put an exercise, or a whole lesson, back as it came: from the reference, without git
+and without the tools that a build needs. What was there is kept in backups/."""
+
+from pathlib import Path
+
+from course.learner import backups
+from course.paths import shown
+from course.saved import books
+
+RELOAD = (
+    "If the notebook is open in JupyterLab: File > Reload Notebook from Disk. Asked "
+    "whether to overwrite or to revert, choose Revert: what is open is the old one."
+)
+
+
+def reset_all(words: list[str]) -> int:
+    """Reset each lesson or exercise; nothing at all where one of them is unknown."""
+    tasks = [books.lesson_called(word) or books.exercise_called(word) for word in words]
+    for task in tasks:
+        print(reset_one(task))
+    print(RELOAD)
+    return 0
+
+
+def reset_one(task: str | books.Exercise) -> str:
+    """Reset the lesson of this name, or an exercise; says what was done."""
+    if isinstance(task, str):
+        return reset_lesson(task)
+    return reset_exercise(task)
+
+
+def reset_lesson(lesson: str) -> str:
+    path = books.learners(lesson)
+    built = books.as_text(books.as_built(lesson))
+    if path.exists() and path.read_bytes() == built.encode():
+        return f"{shown(path)} is as it came."
+    told = _kept(path)
+    path.parent.mkdir(exist_ok=True)
+    books.write(path, built)
+    return f"{shown(path)} is as it came. {told}".rstrip()
+
+
+def reset_exercise(exercise: books.Exercise) -> str:
+    """Put the stub back into the exercise's cell; where that is gone, the cell too."""
+    path = books.learners(exercise.lesson)
+    book = books.read(path)
+    place = books.cell_of(book, exercise)
+    if place is None:
+        told = "Its cell is there again"
+        book["cells"].insert(_place_for(book, exercise), _built_cell(exercise))
+    elif books.source_of(book["cells"][place]).strip() == exercise.stub.strip():
+        return f"{exercise.name} is as it came."
+    else:
+        told = f"{exercise.name} is as it came"
+        cell = book["cells"][place]
+        cell["source"] = exercise.stub.splitlines(keepends=True)
+        cell["outputs"], cell["execution_count"] = [], None
+    kept = _kept(path)
+    books.write(path, books.as_text(book))
+    return f"{told}, in {shown(path)}. {kept}"
+
+
+def _kept(path: Path) -> str:
+    if not path.exists():
+        return ""
+    return f"What was there is kept as {shown(backups.keep(path))}."
+
+
+def _built_cell(exercise) -> dict:
+    book = books.as_built(exercise.lesson)
+    return book["cells"][books.cell_of(book, exercise)]
+
+
+def _place_for(book, exercise) -> int:
+    """After the nearest cell above it that is still there; else at the end."""
+    built = books.as_built(exercise.lesson)
+    above = [c.get("id") for c in built["cells"][: books.cell_of(built, exercise)]]
+    there = {cell.get("id"): n for n, cell in enumerate(book["cells"])}
+    for name in reversed(above):
+        if name in there:
+            return there[name] + 1
+    return len(book["cells"])
