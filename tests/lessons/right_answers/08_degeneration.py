@@ -81,9 +81,15 @@ def row_by_row_after_one_call(model, ids, mask, start=1):
 # --- rep_n ----------------------------------------------------------------------------
 
 
+def a_list(ids):
+    if torch.is_tensor(ids):
+        raise TypeError("a list, please")
+
+
 @right("rep_n")
 def with_zip(ids, n):
     """n lists, each one place later."""
+    a_list(ids)
     at_least(n, 1, "n")
     grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
     return (len(grams) - len(set(grams))) / max(len(grams), 1)
@@ -92,6 +98,7 @@ def with_zip(ids, n):
 @right("rep_n")
 def with_a_counter(ids, n):
     """All that are there more than once, less one."""
+    a_list(ids)
     at_least(n, 1, "n")
     counts = Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
     total = sum(counts.values())
@@ -101,6 +108,7 @@ def with_a_counter(ids, n):
 @right("rep_n")
 def with_numpy(ids, n):
     """Windows, and unique rows; numpy's own float is a float."""
+    a_list(ids)
     at_least(n, 1, "n")
     if len(ids) < n:
         return 0.0
@@ -214,6 +222,10 @@ def known(multiplier, base, allowed_length):
         raise ValueError(f"got {multiplier}, {base}, {allowed_length}")
 
 
+def price(multiplier, base, exponent):
+    return multiplier * math.exp(min(exponent * math.log(base), 88))
+
+
 @right("dry")
 def reversed_text(logits, ids, multiplier, base, allowed_length):
     """Common beginnings of the reversed text and its ends."""
@@ -230,7 +242,7 @@ def reversed_text(logits, ids, multiplier, base, allowed_length):
             match[back[i - 1]] = max(match[back[i - 1]], length)
         for token, length in match.items():
             if length >= allowed_length:
-                out[row, token] -= multiplier * base ** (length - allowed_length)
+                out[row, token] -= price(multiplier, base, length - allowed_length)
     return out
 
 
@@ -247,7 +259,7 @@ def from_its_definition(logits, ids, multiplier, base, allowed_length):
                     match[text[i + length]] = length
         for token, length in match.items():
             if length >= allowed_length:
-                out[row, token] -= multiplier * base ** (length - allowed_length)
+                out[row, token] -= price(multiplier, base, length - allowed_length)
     return out
 
 
@@ -265,7 +277,7 @@ def with_a_table(logits, ids, multiplier, base, allowed_length):
         for i in range(size - 1):
             length = table[i + 1][size]
             if length >= allowed_length:
-                cost = multiplier * base ** (length - allowed_length)
+                cost = price(multiplier, base, length - allowed_length)
                 token = text[i + 1]
                 penalty[row, token] = max(penalty[row, token].item(), cost)
     return logits - penalty
