@@ -156,7 +156,8 @@ def token_by_token(logits, ids, penalty):
 def with_one_hot(logits, ids, frequency, presence):
     """The sum of one-hot rows."""
     counts = torch.nn.functional.one_hot(ids, logits.shape[-1]).sum(1)
-    return logits - frequency * counts - presence * counts.clamp(max=1)
+    found = logits - frequency * counts.float() - presence * counts.clamp(max=1)
+    return found.to(logits)
 
 
 @right("frequency_presence")
@@ -196,7 +197,7 @@ def with_unfold(logits, ids, n):
     grams = ids.unfold(1, n, 1)  # (batch, places, n)
     begin = ids[:, ids.shape[1] - n + 1 :]  # (batch, n - 1)
     same = (grams[..., :-1] == begin[:, None]).all(-1)  # (batch, places)
-    banned = torch.zeros_like(logits).scatter_add(-1, grams[..., -1], same.float())
+    banned = torch.zeros(logits.shape).scatter_add(-1, grams[..., -1], same.float())
     return logits.masked_fill(banned > 0, -INF)
 
 
