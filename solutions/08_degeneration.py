@@ -102,12 +102,12 @@ def plain(ids, logits):
 
 
 texts = {"human": human} | written({"greedy": plain}, do_sample=False)
-for row in (1, 3):
+for row in (1, 6):
     print(repr(tokenizer.decode(texts["greedy"][row])), "\n")
 
 # %% [markdown]
-# They circle (half of the eight do, as we shall measure). Holtzman et al. (2020) called this
-# *degeneration*: the search for likely text finds text that nobody would write. To say so with
+# They circle (all eight repeat something, half of them a lot, as we shall measure). Holtzman et
+# al. (2020) called this *degeneration*: the search for likely text finds text that nobody would write. To say so with
 # numbers we need two: how likely is a text, and how much does it repeat?
 #
 # *Perplexity* is the exponential of the mean surprisal (lesson 06) of a text's tokens. A
@@ -251,8 +251,8 @@ print("rep-4 of each greedy text:", *each)
 
 # %% [markdown]
 # That is the finding of Holtzman et al., with a model and texts of our own: what people
-# write is *not* the likeliest text. Search finds text with a tenth of its perplexity, which
-# repeats itself. Plain sampling has the perplexity of a person and seldom repeats. Is it
+# write is *not* the likeliest text. Search finds text with less than a tenth of its
+# perplexity, which repeats itself. Plain sampling has the perplexity of a person and seldom repeats. Is it
 # good text, then?
 
 # %%
@@ -867,7 +867,7 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
 #
 # ## Questions
 #
-# 1. A model's perplexity of its own greedy text is 2, of human text 20. Is it a better model
+# 1. A model's perplexity of its own greedy text is 3, of human text 33. Is it a better model
 #    of its own text?
 # 2. Why does `repetition_penalty` count the prompt in most programs, and when is that wrong?
 # 3. A chat template puts the same tokens around each message. What does DRY make of it, and
