@@ -106,9 +106,10 @@ for row in (1, 6):
     print(repr(tokenizer.decode(texts["greedy"][row])), "\n")
 
 # %% [markdown]
-# They circle (all eight repeat something, half of them a lot, as we shall measure). Holtzman et
-# al. (2020) called this *degeneration*: the search for likely text finds text that nobody would write. To say so with
-# numbers we need two: how likely is a text, and how much does it repeat?
+# They circle (all eight repeat something, half of them a lot, as we shall measure). Holtzman
+# et al. (2020) called this *degeneration*: the search for likely text finds text that nobody
+# would write. To say so with numbers we need two: how likely is a text, and how much does it
+# repeat?
 #
 # *Perplexity* is the exponential of the mean surprisal (lesson 06) of a text's tokens. A
 # perplexity of 20 says: on average the model was as unsure as among 20 equally likely
@@ -252,8 +253,8 @@ print("rep-4 of each greedy text:", *each)
 # %% [markdown]
 # That is the finding of Holtzman et al., with a model and texts of our own: what people
 # write is *not* the likeliest text. Search finds text with less than a tenth of its
-# perplexity, which repeats itself. Plain sampling has the perplexity of a person and seldom repeats. Is it
-# good text, then?
+# perplexity, which repeats itself. Plain sampling has the perplexity of a person and seldom
+# repeats. Is it good text, then?
 
 # %%
 print(repr(tokenizer.decode(texts["sampling"][1])))

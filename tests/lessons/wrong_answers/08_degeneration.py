@@ -477,8 +477,12 @@ def nothing_to_count(logits, ids, frequency, presence):
 @wrong("frequency_presence", "test_the_whole_text_is_counted", "beyond 256")
 def counted_in_half_precision(logits, ids, frequency, presence):
     """In bfloat16 256 + 1 is 256."""
-    counts = counted(logits, ids)
-    return logits - frequency * counts - presence * (counts > 0)
+    counts = torch.zeros_like(logits)
+    for row, text in enumerate(ids.tolist()):
+        for token in text:
+            counts[row, token] += 1
+    there = (counts > 0).to(logits.dtype)
+    return logits - frequency * counts - presence * there
 
 
 # --- no_repeat_ngram ------------------------------------------------------------------
