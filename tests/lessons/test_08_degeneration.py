@@ -374,6 +374,11 @@ def test_counts_worked_by_hand(frequency_presence, frequency, presence, wanted, 
     logits, ids = torch.zeros(1, 3), torch.tensor([[0, 1, 0]])
     got = frequency_presence(logits, ids, frequency, presence)
     call = f"frequency_presence([[0, 0, 0]], [[0, 1, 0]], {frequency}, {presence})"
+    if isinstance(got, torch.Tensor) and got.shape == logits.shape:
+        if got[0].tolist() == [-x for x in wanted]:
+            hint = "The penalties are subtracted."
+        elif got[0, 2] != 0:
+            hint = "Token 2 is not in ids."
     expect.same(got, [wanted], call, hint, 1e-6)
 
 
@@ -551,10 +556,15 @@ def test_bans_leave_their_input_alone(no_repeat_ngram):
 )
 def test_matches_worked_by_hand(dry, text, allowed, wanted, hint):
     got = dry(torch.zeros(1, 10), torch.tensor([text]), 1.0, 2.0, allowed)
+    expect.returned(got, torch.Tensor, "dry")
     expected = torch.zeros(1, 10)
     for token, value in wanted.items():
         expected[0, token] = value
     call = f"dry(zeros, [{text}], multiplier=1, base=2, allowed_length={allowed})"
+    if text == [1, 2, 3, 1, 2] and allowed == 1 and got.flatten()[3] < 0:
+        hint = "The match of 3 is 2: it costs 2 ** (2 - 1)."
+    if text == [7, 7, 7, 7] and got.flatten()[7] == -7:
+        hint = "Matches of 1, 2 and 3: the longest alone costs something."
     expect.same(got, expected, call, hint, 1e-5)
 
 

@@ -421,14 +421,14 @@ def the_two_changed_places(logits, ids, frequency, presence):
     return logits - presence * counts - frequency * (counts > 0)
 
 
-@wrong("frequency_presence", COUNTS, "should be [[-1.25, -0.75, 0]]")
+@wrong("frequency_presence", COUNTS, "The penalties are subtracted")
 def rewards(logits, ids, frequency, presence):
     """The sign."""
     counts = counted(logits, ids)
     return logits + frequency * counts + presence * (counts > 0)
 
 
-@wrong("frequency_presence", COUNTS, "should be [[-1.25, -0.75, 0]]")
+@wrong("frequency_presence", COUNTS, "Token 2 is not in ids")
 def presence_for_all(logits, ids, frequency, presence):
     """presence is subtracted from every token."""
     return logits - frequency * counted(logits, ids) - presence
@@ -687,7 +687,7 @@ def short_matches_cost_too(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, lambda n: multiplier * base ** (n - allowed_length))
 
 
-@wrong("dry", MATCHES, "should be")
+@wrong("dry", MATCHES, "it costs 2 ** (2 - 1)")
 def grows_linearly(logits, ids, multiplier, base, allowed_length):
     """Times, not to the power of."""
     known(multiplier, base, allowed_length)
@@ -699,7 +699,7 @@ def grows_linearly(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, cost)
 
 
-@wrong("dry", MATCHES, "should be")
+@wrong("dry", MATCHES, "it costs 2 ** (2 - 1)")
 def exponent_is_the_match(logits, ids, multiplier, base, allowed_length):
     """allowed_length is not subtracted."""
     known(multiplier, base, allowed_length)
@@ -721,7 +721,7 @@ def the_last_match(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, cost, choose=lambda lengths: lengths[-1])
 
 
-@wrong("dry", MATCHES, "should be")
+@wrong("dry", MATCHES, "the longest alone costs")
 def all_matches_add_up(logits, ids, multiplier, base, allowed_length):
     """Each place where the token was costs."""
     known(multiplier, base, allowed_length)
