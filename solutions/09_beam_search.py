@@ -399,8 +399,8 @@ check(reorder_cache)
 # 1. The log-probabilities of all beams. At first these are K copies of the prompt, the first
 #    with score 0, the others with -inf, or all beams would stay the same.
 # 2. `beam_step` with K · max(2, 1 + number of EOS ids) candidates (all, if there are fewer):
-#    K are left even if the best all end. A candidate is the ids of its beam and its token; its score has that token
-#    in it, an EOS too.
+#    K are left even if the best all end. A candidate is the ids of its beam and its token; its
+#    score has that token in it, an EOS too.
 # 3. A candidate is *done* if its token is an EOS, or at the last step. Of the first K
 #    candidates (only these) the done ones join the finished texts of their prompt, with
 #    their normalised score, but none with a score of -inf: with more beams than tokens there
@@ -838,9 +838,9 @@ for diversity in (0.0, 2.0):
 # same `length_penalty` ranks differently. In `transformers` an end counts if it is among the
 # first K candidates, in SGLang as long as fewer than K candidates that go on stand before it.
 # fairseq, made for translation, forces EOS at the limit, and so its probability is in the
-# score; `transformers` takes unfinished texts as they are. SGLang has had beam search since July 2026. llama.cpp
-# [removed its own](https://github.com/ggml-org/llama.cpp/pull/7736) in 2024, supposing that
-# nobody used it.
+# score; `transformers` takes unfinished texts as they are. SGLang has had beam search since
+# July 2026. llama.cpp [removed its own](https://github.com/ggml-org/llama.cpp/pull/7736) in
+# 2024, supposing that nobody used it.
 #
 # ## To read
 #
