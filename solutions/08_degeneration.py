@@ -617,9 +617,9 @@ plt.show()
 
 # %% [markdown]
 # Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty. From
-# left to right: min-p, top-k, typical, top-p, sampling; XTC, which removes likely tokens, lies
-# beyond. (No. 9 is high because one text of eight fell into a loop: look at its interval. No.
-# 17 aims at 2³ = 8, and would get there in a longer text: lesson 06.)
+# left to right: min-p, top-k, typical, top-p, sampling. XTC (no. 16), which removes likely
+# tokens, lies to the right of top-p 0.95, on which it works here. (No. 17 aims at 2³ = 8, and
+# comes close.)
 #
 # Two things are worth remembering. A person is far to the right of all search. And perplexity
 # is a dial: a sampler can be set to anything between greedy decoding and plain sampling, so a
@@ -860,7 +860,7 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
     print(f"human, {name:13} {found:.2f}")
 
 # %% [markdown]
-# The same decoder, against itself, gets anything from 0.6 to 0.9: so much is chance with 64
+# The same decoder, against itself, gets anything from 0.4 to 0.8: so much is chance with 64
 # features. Only the nonsense is far away for certain. Whether people and machine differ cannot
 # be told from these numbers, and not even greedy text from sampled text, which perplexity and
 # rep-4 tell apart at once. The paper takes 5,000 texts a side; a number from a hundred is worth
