@@ -793,6 +793,16 @@ def test_the_scores_are_float32(beam_search):
     expect.tensor(got[1], (2,), f"the scores of {call}", torch.float32)
 
 
+def test_one_new_token_is_enough(beam_search):
+    model, ids = Markov([[0.1, 0.2, 0.4, 0.3]] * 4), torch.tensor([[0]])
+    call = "beam_search with max_new_tokens=1"
+    got, score = a_pair(
+        beam_search(model, ids, torch.ones_like(ids), 2, 1, 1.0, False, [3], PAD), call
+    )
+    expect.same(got, [[0, 2]], call)
+    same_score(score, math.log(0.4), call)
+
+
 def test_what_a_search_cannot_mean_is_refused(beam_search):
     for new, early in ((0, True), (-1, True), (3, "Never"), (3, None)):
         call = f"beam_search with max_new_tokens={new}, early_stopping={early!r}"
