@@ -17,6 +17,7 @@
 # Builds on lessons 04, 06 and 07: filters and the cache come along in the first cell.
 
 # %% tags=["setup"]
+import math
 from collections import Counter
 
 import torch
@@ -48,9 +49,9 @@ model, tokenizer = load()
 # %% [markdown]
 # ## 1. Likely is not good
 #
-# We need texts that people wrote. Python brings some: its language reference. Eight
-# paragraphs, of each the first 24 tokens as the prompt, and the next 64 as what a person
-# wrote after it.
+# We need texts that people wrote. The course brings eight paragraphs by eight authors, from
+# Adam Smith to Jane Austen (all are in the public domain). Of each we take the first 24
+# tokens as the prompt, and the next 64 as what a person wrote after it.
 
 # %%
 PROMPT, NEW = 24, 64
@@ -101,13 +102,14 @@ def plain(ids, logits):
 
 
 texts = {"human": human} | written({"greedy": plain}, do_sample=False)
-for row in (1, 3):
+for row in (1, 6):
     print(repr(tokenizer.decode(texts["greedy"][row])), "\n")
 
 # %% [markdown]
-# They circle (half of the eight do, as we shall measure). Holtzman et al. (2020) called this
-# *degeneration*: the search for likely text finds text that nobody would write. To say so with
-# numbers we need two: how likely is a text, and how much does it repeat?
+# They circle (all eight repeat something, half of them a lot, as we shall measure). Holtzman
+# et al. (2020) called this *degeneration*: the search for likely text finds text that nobody
+# would write. To say so with numbers we need two: how likely is a text, and how much does it
+# repeat?
 #
 # *Perplexity* is the exponential of the mean surprisal (lesson 06) of a text's tokens. A
 # perplexity of 20 says: on average the model was as unsure as among 20 equally likely
@@ -171,10 +173,11 @@ check(perplexity)
 # %% [markdown]
 # ### Exercise 08.2 · `rep_n`
 #
-# difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 4 lines
+# difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 6 lines
 #
 # The share of n-grams that are repetitions: 1 - (different n-grams) / (all n-grams). A text
-# shorter than n has none: 0.
+# shorter than n has none: 0. (A tensor is a `TypeError`: two tensors with the same number are
+# different things for a `set`, so nothing would ever seem to repeat.)
 #
 # By hand: 1 2 1 2 1 has the 2-grams 12, 21, 12, 21. Two of four are different: 0.5.
 #
@@ -186,9 +189,12 @@ check(perplexity)
 def rep_n(ids: list[int], n: int) -> float:
     """The share of repeated n-grams in a text: 0 (none) to nearly 1.
 
-    Raises ValueError if n is below 1. Welleck et al., 2020 ("seq-rep-n").
+    Raises ValueError if n is below 1, TypeError if ids is a tensor. Welleck et al.,
+    2020 ("seq-rep-n").
     """
     ### BEGIN SOLUTION
+    if isinstance(ids, torch.Tensor):
+        raise TypeError("ids must be a list: ids.tolist() makes one of a tensor")
     if n < 1:
         raise ValueError(f"n must be 1 or more, got {n}")
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
@@ -246,9 +252,9 @@ print("rep-4 of each greedy text:", *each)
 
 # %% [markdown]
 # That is the finding of Holtzman et al., with a model and texts of our own: what people
-# write is *not* the likeliest text. Search finds text with a tenth of its perplexity, which
-# repeats itself. Plain sampling has the perplexity of a person and seldom repeats. Is it
-# good text, then?
+# write is *not* the likeliest text. Search finds text with less than a tenth of its
+# perplexity, which repeats itself. Plain sampling has the perplexity of a person and seldom
+# repeats. Is it good text, then?
 
 # %%
 print(repr(tokenizer.decode(texts["sampling"][1])))
@@ -328,7 +334,7 @@ def repetition_penalty(
     """Make the tokens of `ids` less likely: divide or multiply their logits.
 
     logits: (batch, vocab) float. ids: (batch, seq) int64, the text with its prompt.
-    penalty: above 0; 1 is off, below 1 rewards. Returns a new tensor.
+    penalty: above 0; 1 is off, below 1 rewards. Returns a new tensor, same dtype.
     Raises ValueError for penalty 0 or less. Keskar et al., 2019, with the sign mended.
     """
     ### BEGIN SOLUTION
@@ -362,7 +368,7 @@ for penalty, shift in ((1.0, 0), (1.2, 0), (1.2, 5)):
 # %% [markdown]
 # ### Exercise 08.4 · `frequency_presence`
 #
-# difficulty ★★☆ · importance ★★★ · 10 min · our answer: 4 lines
+# difficulty ★★☆ · importance ★★★ · 10 min · our answer: 5 lines
 #
 # Subtract `frequency` times the count of a token in its row's `ids`, and `presence` if it is
 # there at all.
@@ -370,8 +376,9 @@ for penalty, shift in ((1.0, 0), (1.2, 0), (1.2, 5)):
 # By hand: logits 0, 0, 0, ids 0, 1, 0, frequency 0.5, presence 0.25 give -1.25, -0.75, 0.
 #
 # <details><summary>Hint 1</summary><code>zeros.scatter_add(-1, ids, ones)</code> counts:
-# with zeros of the shape of logits, ones of the shape of ids and the dtype of logits.
-# (<code>scatter</code> alone would write a 1, however often a token is there.)</details>
+# with zeros of the shape of logits and ones of the shape of ids, both float32, since
+# bfloat16 cannot count beyond 256. (<code>scatter</code> alone would write a 1, however often
+# a token is there.)</details>
 
 
 # %% tags=["exercise"]
@@ -381,13 +388,15 @@ def frequency_presence(
     """Subtract frequency * count + presence * (count > 0) from each logit.
 
     logits: (batch, vocab) float. ids: (batch, seq) int64, generated tokens only; seq
-    may be 0. Negative penalties reward. Returns a new tensor. OpenAI's API reference.
+    may be 0. Negative penalties reward. Returns a new tensor of the same dtype.
+    OpenAI's API reference.
     """
     ### BEGIN SOLUTION
-    counts = torch.zeros_like(logits)
-    ones = torch.ones_like(ids, dtype=logits.dtype)
+    counts = torch.zeros_like(logits, dtype=torch.float32)
+    ones = torch.ones_like(ids, dtype=torch.float32)
     counts = counts.scatter_add(-1, ids, ones)  # (batch, vocab)
-    return logits - frequency * counts - presence * (counts > 0)
+    penalties = frequency * counts + presence * (counts > 0)
+    return (logits - penalties).to(logits.dtype)
     ### END SOLUTION
 
 
@@ -448,11 +457,13 @@ check(no_repeat_ngram)
 # %% [markdown]
 # ### Exercise 08.6 · `dry`
 #
-# difficulty ★★★ · importance ★★☆ · 25 min · our answer: 16 lines
+# difficulty ★★★ · importance ★★☆ · 25 min · our answer: 20 lines
 #
 # For each token t: the *match* is the length of the longest end of `ids` that occurs earlier
 # with t behind it. If it is `allowed_length` or more (with t the repetition is one token
-# longer), subtract `multiplier * base ** (match - allowed_length)`.
+# longer), subtract `multiplier * base ** (match - allowed_length)`. The exponent is at most 88 /
+# ln(base), so that the power fits in float32 (e⁸⁸ does, e⁸⁹ does not). A multiplier of 0 is
+# off.
 #
 # By hand: ids 1 2 3 1 2. The end "1 2" occurs earlier with a 3 behind it: the match of 3 is
 # 2. With `multiplier=1`, `base=2` and `allowed_length=1` its logit falls by 2. In 7 7 7 7 the
@@ -489,6 +500,9 @@ def dry(
             f"got {multiplier}, {base}, {allowed_length}"
         )
     logits = logits.clone()
+    if multiplier == 0:
+        return logits
+    most = 88 / math.log(base) if base > 1 else 0
     for row, text in enumerate(ids.tolist()):
         # 1. The longest match of each token
         longest = {}
@@ -501,7 +515,8 @@ def dry(
         # 2. What it costs
         for token, length in longest.items():
             if length >= allowed_length:
-                logits[row, token] -= multiplier * base ** (length - allowed_length)
+                exponent = min(length - allowed_length, most)
+                logits[row, token] -= multiplier * base**exponent
     return logits
     ### END SOLUTION
 
@@ -510,7 +525,9 @@ def dry(
 check(dry)
 
 # %% [markdown]
-# (Real programs cap the exponent: after a match of 1,400 the cost is no float any more.)
+# Without the cap, a match of 1,300 tokens would be an `OverflowError` in Python, and one of 160
+# infinite in float32. llama.cpp caps at 88.72 / ln(base), KoboldCpp, too. They also have
+# *sequence breakers* (question 3).
 #
 # `generate` knows the first and the third of the four. It takes the other two as functions
 # of `(ids, logits)`, and yours are that already:
@@ -600,9 +617,9 @@ plt.show()
 
 # %% [markdown]
 # Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty. From
-# left to right: min-p, top-k, typical, top-p, sampling; XTC, which removes likely tokens, lies
-# beyond. (No. 9 is high because one text of eight fell into a loop: look at its interval. No.
-# 17 aims at 2³ = 8, and would get there in a longer text: lesson 06.)
+# left to right: min-p, top-k, typical, top-p, sampling. XTC (no. 16), which removes likely
+# tokens, lies to the right of top-p 0.95, on which it works here. (No. 17 aims at 2³ = 8, and
+# comes close.)
 #
 # Two things are worth remembering. A person is far to the right of all search. And perplexity
 # is a dial: a sampler can be set to anything between greedy decoding and plain sampling, so a
@@ -686,7 +703,8 @@ check(distinct_n)
 def self_bleu(texts: list[str]) -> float:
     """The mean BLEU-4 of each text against all others: 0 (different) to 1 (the same).
 
-    No smoothing. Raises ValueError for fewer than two texts. Zhu et al., 2018.
+    No smoothing. Raises ValueError for fewer than two texts. Zhu et al., 2018, whose
+    program Texygen smooths (a precision of 0 counts as a little more).
     """
     ### BEGIN SOLUTION
     if len(texts) < 2:
@@ -706,7 +724,7 @@ def self_bleu(texts: list[str]) -> float:
         # 2. The brevity penalty
         c, lengths = len(words), [len(reference) for reference in references]
         r = min(lengths, key=lambda length: (abs(length - c), length))
-        brevity = torch.tensor(1 - r / c).exp().item() if 0 < c < r else 1.0
+        brevity = math.exp(1 - r / c) if 0 < c < r else 1.0
         return brevity * product**0.25
 
     rows = [text.split() for text in texts]
@@ -761,7 +779,7 @@ for options in ({"temperature": 0.3}, {"temperature": 1.0}, {"top_p": 0.9}):
 #
 # 1. `clusters(features, k)` takes both sets one behind the other, (n + m, d), and returns the
 #    cluster of each, (n + m,), from 0 to k - 1. k is a tenth of the size of the smaller set,
-#    rounded, but at least 2.
+#    rounded (2.5 may become 2 or 3), but at least 2.
 # 2. P and Q: the shares of each set's features in each cluster.
 # 3. (1, 0), the points of the curve for 101 values of λ from 0 to 1, and (0, 1).
 # 4. The area, by trapezoids.
@@ -842,7 +860,7 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
     print(f"human, {name:13} {found:.2f}")
 
 # %% [markdown]
-# The same decoder, against itself, gets anything from 0.6 to 0.9: so much is chance with 64
+# The same decoder, against itself, gets anything from 0.4 to 0.8: so much is chance with 64
 # features. Only the nonsense is far away for certain. Whether people and machine differ cannot
 # be told from these numbers, and not even greedy text from sampled text, which perplexity and
 # rep-4 tell apart at once. The paper takes 5,000 texts a side; a number from a hundred is worth
@@ -850,7 +868,7 @@ for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
 #
 # ## Questions
 #
-# 1. A model's perplexity of its own greedy text is 2, of human text 20. Is it a better model
+# 1. A model's perplexity of its own greedy text is 3, of human text 33. Is it a better model
 #    of its own text?
 # 2. Why does `repetition_penalty` count the prompt in most programs, and when is that wrong?
 # 3. A chat template puts the same tokens around each message. What does DRY make of it, and

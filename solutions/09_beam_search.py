@@ -392,18 +392,19 @@ check(reorder_cache)
 # %% [markdown]
 # ### Exercise 09.6 · `beam_search`
 #
-# difficulty ★★★ · importance ★★★ · 60 min · our answer: 45 lines
+# difficulty ★★★ · importance ★★★ · 60 min · our answer: 50 lines
 #
 # For each step, numbered from 1 (that is also the number of new tokens):
 #
 # 1. The log-probabilities of all beams. At first these are K copies of the prompt, the first
 #    with score 0, the others with -inf, or all beams would stay the same.
-# 2. `beam_step` with K · max(2, 1 + number of EOS ids) candidates: K are left even if the
-#    best all end. A candidate is the ids of its beam and its token; its score has that token
-#    in it, an EOS too.
+# 2. `beam_step` with K · max(2, 1 + number of EOS ids) candidates (all, if there are fewer):
+#    K are left even if the best all end. A candidate is the ids of its beam and its token; its
+#    score has that token in it, an EOS too.
 # 3. A candidate is *done* if its token is an EOS, or at the last step. Of the first K
 #    candidates (only these) the done ones join the finished texts of their prompt, with
-#    their normalised score. The best K finished texts are kept.
+#    their normalised score, but none with a score of -inf: with more beams than tokens there
+#    are some. The best K finished texts are kept.
 # 4. Of *all* candidates that are not done the best K are the new beams; ids, mask and cache
 #    follow.
 # 5. Is the search of a prompt over (see above)? It needs K finished texts for that. Once over
@@ -451,8 +452,13 @@ def beam_search(
     ids, mask: (batch, seq) int64, padded on the left, left unchanged.
     early_stopping: True, False or "never". Returns ids (batch, seq + new) with pad_id
     behind the end, new being that of the longest, and scores (batch,) float32.
+    Raises ValueError for any other early_stopping, and if max_new_tokens is below 1.
     """
     ### BEGIN SOLUTION
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+    if early_stopping not in (True, False, "never"):
+        raise ValueError(f'early_stopping is True, False or "never": {early_stopping}')
     # 1. K copies of each prompt, of which at first only one may be continued
     batch, k = len(ids), num_beams
     rows, mask = ids.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
@@ -474,13 +480,13 @@ def beam_search(
             )
         logprobs = output.logits[:, -1].float().log_softmax(-1)
         logprobs = logprobs.unflatten(0, (batch, k))  # (batch, k, vocab)
-        wanted = k * max(2, 1 + len(eos_ids))
+        wanted = k * min(max(2, 1 + len(eos_ids)), logprobs.shape[-1])
         scores, beam, token = beam_step(scores, logprobs, wanted)
         done = torch.isin(token, ends) | (length == max_new_tokens)
         # 3. Finished texts, of the first K candidates only
         for i in range(batch):
             for j in range(k):
-                if done[i, j] and not over[i]:
+                if done[i, j] and not over[i] and scores[i, j] > float("-inf"):
                     text = torch.cat(
                         [rows[first[i, 0] + beam[i, j]], token[i, j, None]]
                     )
@@ -714,7 +720,7 @@ for row, score in zip(out, scores.tolist(), strict=True):
 # %% [markdown]
 # ### Exercise 09.8 · `diverse_beam_search`
 #
-# difficulty ★★★ · importance ★☆☆ · 30 min · our answer: 24 lines
+# difficulty ★★★ · importance ★☆☆ · 30 min · our answer: 29 lines
 #
 # One prompt, no EOS, no cache needed. `num_beams / num_groups` beams in each group; a
 # `ValueError` if that does not come out even, or if there is no group. At each step, group
@@ -728,8 +734,9 @@ for row, score in zip(out, scores.tolist(), strict=True):
 # second sees -1.19, -0.92, -2.30 and takes 1, with the score -0.92. With `diversity=0.2` it
 # sees -0.89, -0.92, -2.30 and takes 0 as well, with the score -0.69.
 #
-# <details><summary>Hint 1</summary>One list of (ids, scores) for each group, one beam with
-# score 0 at first.</details>
+# <details><summary>Hint 1</summary>One list of (ids, scores) for each group; at first copies
+# of the prompt, as in <code>beam_search</code>: a group may have more beams than there are
+# tokens.</details>
 # <details><summary>Hint 2</summary>Counts of this step: a tensor of zeros
 # <code>(vocab,)</code>; after each group <code>counts += torch.bincount(token[0],
 # minlength=vocab)</code>.</details>
@@ -750,14 +757,19 @@ def diverse_beam_search(
 
     ids: (1, seq) int64. Returns ids (num_beams, seq + max_new_tokens) and scores
     (num_beams,), sums of log-probabilities. Raises ValueError if num_groups is below
-    1 or does not divide num_beams. Vijayakumar et al., 2018, with Hamming diversity.
+    1 or does not divide num_beams, or if max_new_tokens is below 1.
+    Vijayakumar et al., 2018, with Hamming diversity.
     """
     ### BEGIN SOLUTION
     if num_groups < 1 or num_beams % num_groups:
         raise ValueError(f"{num_beams} beams do not make {num_groups} equal groups")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     size = num_beams // num_groups
-    nothing = torch.zeros(1, device=ids.device)
-    groups = [(ids, nothing)] * num_groups
+    # Copies of the prompt, of which only one may be continued
+    start = torch.full((size,), float("-inf"), device=ids.device)
+    start[0] = 0
+    groups = [(ids.expand(size, -1), start)] * num_groups
     for _ in range(max_new_tokens):
         counts = 0  # of each token among the earlier groups, at this step
         for g, (texts, scores) in enumerate(groups):
@@ -823,9 +835,12 @@ for diversity in (0.0, 2.0):
 # | diverse | – | moved to the hub in version 5 | none | none | – |
 #
 # vLLM divides by the length *with* the prompt, `transformers` and SGLang by the new tokens: the
-# same `length_penalty` ranks differently. SGLang has had beam search since July 2026. llama.cpp
-# [removed its own](https://github.com/ggml-org/llama.cpp/pull/7736) in 2024, supposing that
-# nobody used it.
+# same `length_penalty` ranks differently. In `transformers` an end counts if it is among the
+# first K candidates, in SGLang as long as fewer than K candidates that go on stand before it.
+# fairseq, made for translation, forces EOS at the limit, and so its probability is in the
+# score; `transformers` takes unfinished texts as they are. SGLang has had beam search since
+# July 2026. llama.cpp [removed its own](https://github.com/ggml-org/llama.cpp/pull/7736) in
+# 2024, supposing that nobody used it.
 #
 # ## To read
 #

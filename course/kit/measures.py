@@ -1,32 +1,19 @@
 """Texts that people wrote, and clusters: what lesson 08 measures with."""
 
-import re
+from pathlib import Path
 
 import torch
 
-# Of each of these topics of Python's language reference the longest paragraph is taken.
-# The reference comes with every Python, in `pydoc_data`; its words differ a little from
-# version to version.
-TOPICS = (
-    *("assert", "atom-identifiers", "binary", "class"),
-    *("execmodel", "in", "naming", "objects"),
-)
+TEXTS = Path(__file__).with_name("human_texts.txt")
 
 
 def human_texts() -> list[str]:
-    """Eight paragraphs of Python's language reference, each on one line."""
-    from pydoc_data.topics import topics
+    """Eight paragraphs, each on one line, by eight authors who died before 1911.
 
-    return [_longest_paragraph(topics[name]) for name in TOPICS]
-
-
-def _longest_paragraph(text: str) -> str:
-    paragraphs = [
-        " ".join(re.sub(r"[*“”\"]", "", paragraph).split())
-        for paragraph in re.split(r"\n\s*\n", text)
-    ]
-    prose = [p for p in paragraphs if "::" not in p and ">>>" not in p]
-    return max(prose, key=len)
+    They come with the course, so that they are the same with every Python and library.
+    """
+    authors = TEXTS.read_text(encoding="utf-8").strip().split("\n\n")
+    return [" ".join(text.splitlines()[1:]) for text in authors]
 
 
 def clusters(features: torch.Tensor, k: int) -> torch.Tensor:

@@ -181,9 +181,6 @@ EQUIVALENT = {
             "any length to the power of 0 is 1"
         ),
         ", -1].float().log_softmax(-1) → , -1].log_softmax(-1)": SINGLE,
-        "k * max(2, 1 + → k * max(3, 1 +": MORE,
-        "k * max(2, 1 + → k * max(1, 1 +": "without an EOS no candidate ends",
-        "max(2, 1 + len(eos_ids → max(2, 2 + len(eos_ids": MORE,
         "[i, 0].item() best = length_normalise → [i, 0] best = length_normalise": (
             "a tensor of one number compares as the number does"
         ),
@@ -194,7 +191,8 @@ EQUIVALENT = {
         "[first[i, 0] + beam[ → [first[i, -1] + beam[": "that dimension has one place",
     },
     "diverse_beam_search": {
-        "torch.zeros(1, device=ids.device) groups = → torch.zeros(1) groups =": ON_THE_CPU,
+        "('-inf'), device=ids.device) start[0] → ('-inf')) start[0]": ON_THE_CPU,
+        ".device) start[0] = 0 → .device) start[-1] = 0": "any one of the copies will do",
         "= zip(*groups, strict=True) return (torch → = zip(*groups) return (torch": (
             "all have the same length"
         ),

@@ -1,6 +1,7 @@
 """Checks of lesson 08. Oracles: cases worked by hand, slow specifications in Python,
 transformers' processors and losses, sacrebleu, and the mauve-text package."""
 
+import itertools
 import math
 import random
 
@@ -67,8 +68,14 @@ class Fixed:
 
 # The token at place i + 1 has these probabilities after place i.
 FIXED = ([0.5, 0.3, 0.2], [0.25, 0.25, 0.5], [0.1, 0.4, 0.5], [0.8, 0.1, 0.1])
-ROW = torch.tensor([[1, 0, 1, 2]])  # 0.5, then 0.25, then 0.5
-ONES = torch.ones(1, 4, dtype=torch.long)
+
+
+def fixed_row():
+    """New ids and a new mask: an answer may spoil those that it was given."""
+    ids = torch.tensor([[1, 0, 1, 2]])  # 0.5, then 0.25, then 0.5
+    return ids, torch.ones_like(ids)
+
+
 START = (
     "The token at place start counts, and the sum is divided by the number of tokens "
     "that count."
@@ -77,7 +84,7 @@ START = (
 
 @pytest.mark.parametrize(("start", "wanted"), [(1, 2.5198), (2, 2.8284), (3, 2.0)])
 def test_perplexity_worked_by_hand(perplexity, start, wanted):
-    got = perplexity(Fixed(*FIXED), ROW, ONES, start)
+    got = perplexity(Fixed(*FIXED), *fixed_row(), start)
     call = f"perplexity of tokens with the probabilities 0.5, 0.25, 0.5, start={start}"
     expect.tensor(got, (1,), call)
     hint = ""
@@ -97,7 +104,7 @@ def test_perplexity_worked_by_hand(perplexity, start, wanted):
 
 def test_start_is_1_if_nothing_is_said(perplexity):
     call = "perplexity(model, ids, mask) without start"
-    expect.same(perplexity(Fixed(*FIXED), ROW, ONES), [2.5198], call, "", 1e-3)
+    expect.same(perplexity(Fixed(*FIXED), *fixed_row()), [2.5198], call, "", 1e-3)
 
 
 @MODELS
@@ -165,13 +172,14 @@ def test_a_long_text_is_no_problem(perplexity):
 
 
 def test_one_call_with_mask_and_positions_and_no_gradient(perplexity):
-    model, mask = Fixed(*FIXED), torch.tensor([[0, 1, 1, 1]])
-    perplexity(model, ROW, mask)
+    model, mask = Fixed(*FIXED), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    perplexity(model, fixed_row()[0].repeat(2, 1), mask.clone())
     given = model.given
     assert len(given) == 1, (
-        f"perplexity called the model {len(given)} times: once is it"
+        f"perplexity of two rows called the model {len(given)} times: once is it"
     )
-    for name, wanted in (("attention_mask", mask), ("position_ids", [[0, 0, 1, 2]])):
+    positions = [[0, 0, 1, 2], [0, 1, 2, 3]]
+    for name, wanted in (("attention_mask", mask), ("position_ids", positions)):
         assert name in given[0], f"perplexity should give the model {name}"
         expect.same(given[0][name], wanted, f"the {name} that the model was given")
     assert not given[0]["grad"], "perplexity should run the model in torch.no_grad()"
@@ -180,7 +188,7 @@ def test_one_call_with_mask_and_positions_and_no_gradient(perplexity):
 def test_perplexity_is_float32_even_of_half_precision(perplexity):
     model = Fixed(*FIXED)
     model.logits = model.logits.bfloat16()
-    got = perplexity(model, ROW, ONES)
+    got = perplexity(model, *fixed_row())
     call = "perplexity with logits in bfloat16"
     expect.tensor(got, (1,), call, torch.float32)
     logprobs = model.logits[0].double().log_softmax(-1)
@@ -193,12 +201,12 @@ def test_a_start_below_1_is_refused(perplexity):
     for start in (0, -1):
         call = f"perplexity(..., start={start})"
         expect.rejects(
-            ValueError, lambda s=start: perplexity(Fixed(*FIXED), ROW, ONES, s), call
+            ValueError, lambda s=start: perplexity(Fixed(*FIXED), *fixed_row(), s), call
         )
 
 
 def test_perplexity_leaves_its_arguments_alone(perplexity):
-    ids, mask = ROW.clone(), torch.tensor([[0, 1, 1, 1]])
+    ids, mask = fixed_row()[0], torch.tensor([[0, 1, 1, 1]])
     with expect.unchanged(ids=ids, mask=mask):
         perplexity(Fixed(*FIXED), ids, mask, 2)
 
@@ -218,22 +226,22 @@ def test_perplexity_leaves_its_arguments_alone(perplexity):
     ],
 )
 def test_repetition_worked_by_hand(rep_n, ids, n, wanted):
-    got = rep_n(ids, n)
+    got = rep_n(list(ids), n)
     hint = ""
-    if isinstance(got, float) and abs(got - (1 - wanted)) < 1e-9:
+    if isinstance(got, float) and abs(got - (1 - wanted)) < 1e-9 and wanted != 0.5:
         hint = "That is the share of different n-grams: repetition is 1 minus that."
-    elif isinstance(got, float) and n > 1 and abs(got - wanted) > 1e-9:
-        hint = f"A text of {len(ids)} tokens has {len(ids) - n + 1} {n}-grams"
-        hint += ", and of equal ones the first is no repetition."
-        if 111 in ids:
-            hint = "1 11 and 11 1 are different, though both look like 111: use tuples."
+    elif 111 in ids and isinstance(got, float) and abs(got - 1 / 2) < 1e-9:
+        hint = "1 11 and 11 1 are different, though both look like 111: use tuples."
+    elif isinstance(got, float):
+        different = round((1 - wanted) * (len(ids) - n + 1))
+        hint = f"It has {len(ids) - n + 1} {n}-grams, of which {different} different."
     expect.value(got, wanted, f"rep_n({ids}, {n})", hint, 1e-9)
 
 
 @pytest.mark.parametrize("ids", [[], [1], [1, 2, 3]])
 def test_a_text_shorter_than_n_does_not_repeat(rep_n, ids):
     hint = "Without any n-gram the result is 0."
-    expect.value(rep_n(ids, 4), 0.0, f"rep_n({ids}, 4)", hint, 1e-9)
+    expect.value(rep_n(list(ids), 4), 0.0, f"rep_n({ids}, 4)", hint, 1e-9)
 
 
 def test_repetition_agrees_with_a_slow_count(rep_n):
@@ -244,7 +252,18 @@ def test_repetition_agrees_with_a_slow_count(rep_n):
         grams = [str(ids[i : i + n]) for i in range(len(ids) - n + 1)]
         again = sum(gram in grams[:i] for i, gram in enumerate(grams))
         call = f"rep_n({ids}, {n})"
-        expect.value(rep_n(ids, n), again / len(grams), call, "", 1e-9)
+        expect.value(rep_n(list(ids), n), again / len(grams), call, "", 1e-9)
+
+
+def test_the_list_stays_as_it_is(rep_n):
+    ids = [1, 2, 1, 2, 1]
+    with expect.unchanged("slice it, or make another list", ids=ids):
+        rep_n(ids, 2)
+
+
+def test_a_tensor_in_place_of_a_list_is_refused(rep_n):
+    ids = torch.tensor([1, 2, 1, 2, 1])
+    expect.rejects(TypeError, lambda: rep_n(ids, 2), "rep_n(a tensor, 2)")
 
 
 def test_n_grams_of_no_tokens_are_refused(rep_n):
@@ -263,7 +282,7 @@ def test_penalty_worked_by_hand(repetition_penalty):
     if isinstance(got, torch.Tensor) and got.shape == logits.shape:
         hint = {
             -1.0: "A negative logit that is divided becomes likelier: multiply it.",
-            -2.0: "A negative logit is multiplied.",
+            -2.0: "Token 1 is in ids, and its logit stayed as it was.",
         }.get(got[0, 1].item(), "")
         if got[0, 0] == 0.5:
             hint = "Once, however often the token is there."
@@ -305,6 +324,24 @@ def test_greedy_with_the_penalty_equals_generate(repetition_penalty):
     expect.same_ids(ids, oracle, "greedy decoding with repetition_penalty 1.5")
 
 
+def test_the_penalty_knows_the_whole_text(repetition_penalty):
+    ids = torch.tensor([[1] + [0] * 1100])
+    got = repetition_penalty(torch.tensor([[2.0, 2.0, 2.0]]), ids, 2.0)
+    call = "repetition_penalty where token 1 is there once, 1,100 tokens ago"
+    expect.same(got, [[1.0, 1.0, 2.0]], call, "The whole of ids counts.")
+
+
+def keeps_the_dtype(function, call):
+    for dtype in (torch.float16, torch.bfloat16):
+        logits, ids = random_logits().to(dtype), random_ids()
+        got = function(logits, ids)
+        expect.tensor(got, (3, 40), f"{call} of {dtype} logits", dtype)
+
+
+def test_the_penalty_keeps_the_dtype(repetition_penalty):
+    keeps_the_dtype(lambda x, ids: repetition_penalty(x, ids, 1.5), "the penalty")
+
+
 def test_a_penalty_of_0_or_less_is_refused(repetition_penalty):
     for penalty in (0, -1.2):
         call = f"repetition_penalty(logits, ids, {penalty})"
@@ -337,6 +374,11 @@ def test_counts_worked_by_hand(frequency_presence, frequency, presence, wanted, 
     logits, ids = torch.zeros(1, 3), torch.tensor([[0, 1, 0]])
     got = frequency_presence(logits, ids, frequency, presence)
     call = f"frequency_presence([[0, 0, 0]], [[0, 1, 0]], {frequency}, {presence})"
+    if isinstance(got, torch.Tensor) and got.shape == logits.shape:
+        if got[0].tolist() == [-x for x in wanted]:
+            hint = "The penalties are subtracted."
+        elif got[0, 2] != 0:
+            hint = "Token 2 is not in ids."
     expect.same(got, [wanted], call, hint, 1e-6)
 
 
@@ -365,7 +407,25 @@ def test_a_shift_of_all_logits_shifts_the_result(frequency_presence):
 def test_before_the_first_token_nothing_is_punished(frequency_presence):
     logits, ids = random_logits(), torch.zeros(3, 0, dtype=torch.long)
     call = "frequency_presence with ids of shape (3, 0)"
-    expect.same(frequency_presence(logits, ids, 0.5, 0.5), logits, call)
+    got = frequency_presence(logits, ids, 0.5, 0.5)
+    expect.same(got, logits, call)
+    expect.a_copy(got, logits, call)
+
+
+def test_the_whole_text_is_counted(frequency_presence):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        logits = torch.zeros(1, 3, dtype=dtype)
+        ids = torch.tensor([[1] + [0] * 1024])
+        got = frequency_presence(logits, ids, 0.25, 0.5)
+        call = f"frequency_presence of 1,024 times token 0 behind a 1, in {dtype}"
+        expect.tensor(got, (1, 3), call, dtype)
+        hint = ""
+        if got[0, 1] == 0:
+            hint = "The whole of ids counts, from its first token on."
+        elif dtype == torch.bfloat16 and got[0, 0] == -64.5:
+            hint = "bfloat16 cannot count beyond 256: count in float32."
+        wanted = torch.tensor([[-256.5, -0.75, 0.0]], dtype=dtype)
+        expect.same(got, wanted, call, hint, 1e-3)
 
 
 def test_removed_tokens_stay_removed(frequency_presence):
@@ -406,9 +466,25 @@ def test_bans_worked_by_hand(no_repeat_ngram, text, n, wanted, hint):
     ids = torch.tensor([text])
     call = f"no_repeat_ngram(logits, [{text}], {n})"
     got = expect.tensor(no_repeat_ngram(torch.ones(1, 10), ids, n), (1, 10), call)
+    low = got[(got != 1) & (got > -INF)]
+    assert not len(low), (
+        f"{call} made a logit {low[0].item():g}: what is forbidden gets -inf, the rest "
+        "stays as it is"
+    )
     said = f"the tokens that {call} forbids"
     expect.value(forbidden(got), [wanted], said, hint)
-    assert (got[got > -INF] == 1).all(), f"{call} changed the logits of other tokens"
+
+
+def test_bans_reach_back_to_the_beginning(no_repeat_ngram):
+    ids = torch.tensor([[5, 6, 7] + [1] * 1100 + [5, 6]])
+    got = no_repeat_ngram(torch.zeros(1, 10), ids, 3)
+    call = "no_repeat_ngram(logits, [[5, 6, 7, 1, 1, ..., 1, 5, 6]], 3)"
+    said = f"the tokens that {call} forbids"
+    expect.value(forbidden(got), [[7]], said, "The whole of ids counts.")
+
+
+def test_bans_keep_the_dtype(no_repeat_ngram):
+    keeps_the_dtype(lambda x, ids: no_repeat_ngram(x, ids, 2), "no_repeat_ngram")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -480,10 +556,15 @@ def test_bans_leave_their_input_alone(no_repeat_ngram):
 )
 def test_matches_worked_by_hand(dry, text, allowed, wanted, hint):
     got = dry(torch.zeros(1, 10), torch.tensor([text]), 1.0, 2.0, allowed)
+    expect.returned(got, torch.Tensor, "dry")
     expected = torch.zeros(1, 10)
     for token, value in wanted.items():
         expected[0, token] = value
     call = f"dry(zeros, [{text}], multiplier=1, base=2, allowed_length={allowed})"
+    if text == [1, 2, 3, 1, 2] and allowed == 1 and got.flatten()[3] < 0:
+        hint = "The match of 3 is 2: it costs 2 ** (2 - 1)."
+    if text == [7, 7, 7, 7] and got.flatten()[7] == -7:
+        hint = "Matches of 1, 2 and 3: the longest alone costs something."
     expect.same(got, expected, call, hint, 1e-5)
 
 
@@ -533,6 +614,35 @@ def test_a_multiplier_of_0_is_off(dry):
     expect.same(got, logits, "dry(logits, ids, multiplier=0, ...)")
 
 
+def test_off_is_off_for_a_long_repetition_too(dry):
+    got = dry(torch.zeros(1, 10), torch.tensor([[7] * 120]), 0.0, 1e4, 1)
+    call = "dry(zeros, [[7, 7, ..., 7]] (120 times), multiplier=0, base=10,000)"
+    expect.same(got, torch.zeros(1, 10), call, "With multiplier 0 nothing is to do.")
+
+
+@pytest.mark.parametrize(("base", "length"), [(1.75, 300), (1e4, 120)])
+def test_a_long_repetition_costs_a_finite_number(dry, base, length):
+    got = dry(torch.zeros(1, 10), torch.tensor([[7] * length]), 0.8, base, 2)
+    call = f"dry(zeros, [[7, 7, ..., 7]] ({length} times), 0.8, {base:g}, 2)"
+    expect.tensor(got, (1, 10), call)
+    cost = got[0, 7].item()
+    assert -3.4e38 < cost < -1e37, (
+        f"{call} should give 7 a logit near -1.3e38, not {cost:g}: the exponent is "
+        "min(match - allowed_length, 88 / ln(base))"
+    )
+
+
+def test_matches_reach_back_to_the_beginning(dry):
+    ids = torch.tensor([[5, 6, 7] + [1] * 1100 + [5, 6]])
+    got = dry(torch.zeros(1, 10), ids, 1.0, 2.0, 1)
+    call = "dry(zeros, [[5, 6, 7, 1, 1, ..., 1, 5, 6]], 1, 2, 1)"
+    expect.same(got, [[0.0] * 7 + [-2.0, 0.0, 0.0]], call, "The whole of ids counts.")
+
+
+def test_dry_keeps_the_dtype(dry):
+    keeps_the_dtype(lambda x, ids: dry(x, ids, 0.8, 1.75, 1), "dry")
+
+
 def test_what_dry_cannot_mean_is_refused(dry):
     for bad in ((-1.0, 1.75, 2), (0.8, 0.5, 2), (0.8, 1.75, 0)):
         call = f"dry(logits, ids, {bad[0]}, {bad[1]}, {bad[2]})"
@@ -566,17 +676,18 @@ def test_dry_leaves_its_input_alone(dry):
         (["b a", "a b"], 2, 1.0, "Texts have an order: ba is not ab."),
         (["ab c", "a bc"], 2, 1.0, "ab c and a bc are different: use tuples."),
         (["A a"], 1, 1.0, "A and a are different words."),
+        (["a. a, a"], 1, 1.0, "split() leaves a comma with its word."),
     ],
 )
 def test_distinct_worked_by_hand(distinct_n, texts, n, wanted, hint):
     call = f"distinct_n({texts}, {n})"
-    expect.value(distinct_n(texts, n), wanted, call, hint, 1e-9)
+    expect.value(distinct_n(list(texts), n), wanted, call, hint, 1e-9)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["one", "two"]])
 def test_texts_without_n_grams_have_none_that_differ(distinct_n, texts):
     hint = "Without any n-gram the result is 0."
-    expect.value(distinct_n(texts, 2), 0.0, f"distinct_n({texts}, 2)", hint, 1e-9)
+    expect.value(distinct_n(list(texts), 2), 0.0, f"distinct_n({texts}, 2)", hint, 1e-9)
 
 
 def test_a_copy_of_all_texts_halves_it(distinct_n):
@@ -585,6 +696,12 @@ def test_a_copy_of_all_texts_halves_it(distinct_n):
         wanted = distinct_n(texts, n) / 2
         call = f"distinct_n of the same texts twice, n={n}"
         expect.value(distinct_n(texts + texts, n), wanted, call, "", 1e-9)
+
+
+def test_the_texts_stay_as_they_are(distinct_n):
+    texts = ["a b", "a b c"]
+    with expect.unchanged("make a list of your own", texts=texts):
+        distinct_n(texts, 2)
 
 
 def test_n_grams_of_no_words_are_refused(distinct_n):
@@ -632,15 +749,42 @@ def bleu_of_sacrebleu(texts):
     ],
 )
 def test_bleu_worked_by_hand(self_bleu, texts, wanted, hint):
-    expect.value(self_bleu(texts), wanted, f"self_bleu({texts})", hint, 1e-5)
+    expect.value(self_bleu(list(texts)), wanted, f"self_bleu({texts})", hint, 1e-5)
+
+
+CLIPPED_BY_THE_SUM = 0.626894  # of the texts below, worked out apart
 
 
 def test_the_most_of_one_reference_counts(self_bleu):
     # All have 8 words, so that the brevity penalty plays no part.
     texts = ["a a b c a a b d", "a a b c b d c b", "b d a a b c a b", "c a a b c c d d"]
-    hint = "Clip by the one reference that has an n-gram most often, not by their sum."
-    call = f"self_bleu({texts})"
-    expect.value(self_bleu(texts), bleu_of_sacrebleu(texts), call, hint, 1e-5)
+    call, got = f"self_bleu({texts})", self_bleu(list(texts))
+    hint = ""
+    if isinstance(got, float) and abs(got - CLIPPED_BY_THE_SUM) < 1e-5:
+        hint = "Clip by the one reference that has an n-gram most often, not by their "
+        hint += "sum."
+    expect.value(got, bleu_of_sacrebleu(texts), call, hint, 1e-5)
+
+
+def test_words_of_bleu_are_what_split_gives(self_bleu):
+    for texts in (
+        ["a  b c d", "a b c d"],
+        ["a b\nc d", "a b c d"],
+        ["A b c d e", "a b c d e"],
+        ["a b c d.", "a b c d ."],
+        ["a-b c d e f", "a b c d e f"],
+    ):
+        words = [" ".join(text.split()) for text in texts]
+        hint = "Words are what split() gives: nothing else is changed or taken apart."
+        call = f"self_bleu({texts})"
+        got = self_bleu(list(texts))
+        expect.value(got, bleu_of_sacrebleu(words), call, hint, 1e-5)
+
+
+def test_bleu_leaves_the_texts_as_they_are(self_bleu):
+    texts = ["a b c d", "a b c e", "a b"]
+    with expect.unchanged("make a list of your own", texts=texts):
+        self_bleu(texts)
 
 
 def test_the_nearest_length_counts(self_bleu):
@@ -653,14 +797,14 @@ def test_the_nearest_length_counts(self_bleu):
     ):
         hint = "r is the nearest length; of two equally near the shorter one."
         call = f"self_bleu({texts})"
-        expect.value(self_bleu(texts), bleu_of_sacrebleu(texts), call, hint, 1e-5)
+        expect.value(self_bleu(list(texts)), bleu_of_sacrebleu(texts), call, hint, 1e-5)
 
 
 def test_short_texts_are_references_too(self_bleu):
     texts = ["a b c d", "a b d", "a b c d e f g"]
     hint = "A text of 3 words scores 0, but it is a reference for the others."
     call = f"self_bleu({texts})"
-    expect.value(self_bleu(texts), bleu_of_sacrebleu(texts), call, hint, 1e-5)
+    expect.value(self_bleu(list(texts)), bleu_of_sacrebleu(texts), call, hint, 1e-5)
 
 
 def test_self_bleu_agrees_with_sacrebleu(self_bleu):
@@ -672,18 +816,18 @@ def test_self_bleu_agrees_with_sacrebleu(self_bleu):
         ]
         call = f"self_bleu({texts})"
         wanted = bleu_of_sacrebleu(texts)
-        expect.value(self_bleu(texts), wanted, call, "", 1e-5)
+        expect.value(self_bleu(list(texts)), wanted, call, "", 1e-5)
 
 
 def test_an_empty_text_scores_0(self_bleu):
     texts = ["", "a b c d e", "a b c d e"]
-    expect.value(self_bleu(texts), 2 / 3, f"self_bleu({texts})", "", 1e-5)
+    expect.value(self_bleu(list(texts)), 2 / 3, f"self_bleu({texts})", "", 1e-5)
 
 
 def test_one_text_has_nothing_to_be_compared_with(self_bleu):
     for texts in ([], ["a b c d"]):
         call = f"self_bleu({texts})"
-        expect.rejects(ValueError, lambda t=texts: self_bleu(t), call)
+        expect.rejects(ValueError, lambda t=texts: self_bleu(list(t)), call)
 
 
 # --- mauve_small ----------------------------------------------------------------------
@@ -726,6 +870,38 @@ def test_mauve_agrees_with_its_authors_program(mauve_small, p, q, wanted):
     got = mauve_small(at_corners(*p), at_corners(*q))
     call = f"mauve_small of sets with {p} and {q} features in three groups"
     expect.value(got, wanted, call, "", 0.004)
+
+
+def slow_mauve(p, q):
+    """By its definition, with 101 mixtures, of two histograms."""
+
+    def kl(a, b):
+        terms = [
+            x * math.log(x / y) if y else INF for x, y in zip(a, b, strict=True) if x
+        ]
+        return sum(terms)
+
+    points = [(1.0, 0.0)]
+    for step in range(101):
+        part = step / 100
+        r = [part * a + (1 - part) * b for a, b in zip(p, q, strict=True)]
+        points.append((math.exp(-5 * kl(q, r)), math.exp(-5 * kl(p, r))))
+    points.append((0.0, 1.0))
+    return sum(
+        (x - x_next) * (y + y_next) / 2
+        for (x, y), (x_next, y_next) in itertools.pairwise(points)
+    )
+
+
+def test_there_are_101_mixtures_from_0_to_1(mauve_small):
+    for p, q in (((15, 9, 6), (3, 3, 24)), ((20, 9, 1), (10, 11, 9))):
+        wanted = slow_mauve([n / 30 for n in p], [n / 30 for n in q])
+        got = mauve_small(at_corners(*p), at_corners(*q))
+        call = f"mauve_small of sets with {p} and {q} features in three groups"
+        hint = ""
+        if isinstance(got, float) and abs(got - wanted) < 0.01:
+            hint = "That is close: are there 101 values of λ, 0 and 1 among them?"
+        expect.value(got, wanted, call, hint, 1e-6)
 
 
 def test_either_set_may_come_first(mauve_small):

@@ -120,6 +120,36 @@ def test_nothing_is_likelier(exact_search):
         )
 
 
+def test_no_beam_and_no_table_of_states_finds_it(exact_search):
+    # Found by search: a beam of 4 or 6 misses the likeliest text, and so does Viterbi's
+    # algorithm, which keeps one text for each last token.
+    model, start = random_llama(6, seed=26, eos_token_id=None), torch.tensor([[1, 2]])
+    texts = torch.tensor([[1, 2, *t] for t in itertools.product(range(6), repeat=4)])
+    with torch.no_grad():
+        logprobs = model(texts[:, :-1]).logits[:, 1:].double().log_softmax(-1)
+    sums = logprobs.gather(-1, texts[:, 2:, None]).sum((1, 2))
+    best = sums.argmax()
+    call = "exact_search with 6 tokens, 4 new ones"
+    found, score = a_pair(exact_search(model, start.clone(), 4), call)
+    hint = "Only a search that tries all 1,296 texts finds it."
+    same_score(score, sums[best].item(), call, hint)
+    expect.same_ids(found, texts[best][None], call, hint=hint)
+
+
+def test_no_token_ends_a_text(exact_search):
+    # 2 comes first or 0; a search for which 2 ends a text takes it, for ln 0.6.
+    table = [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.4, 0.0, 0.6]]
+    table = [[*row, 0.0] for row in table[:3]] + [[0.4, 0.0, 0.6, 0.0]]
+    for eos in (2, [2]):
+        model = Markov(table)
+        model.config.eos_token_id = eos
+        model.generation_config = type("Config", (), {"eos_token_id": eos})()
+        call = f"exact_search of a model with eos_token_id {eos}, 2 new tokens"
+        _, score = a_pair(exact_search(model, torch.tensor([[3]]), 2), call)
+        hint = "The token behind an EOS counts as any other: ln 0.6 + ln 0.5."
+        same_score(score, math.log(0.6 * 0.5), call, hint)
+
+
 def test_too_many_texts_are_refused(exact_search):
     # Few more than the limit, so that an answer without it soon ends, and is told so.
     model = Markov([[1 / 18] * 18] * 18)
@@ -156,10 +186,17 @@ def test_sums_worked_by_hand(beam_step, k):
     got = beam_step(scores, logprobs, k)
     expect.returned(got, tuple, call)
     assert len(got) == 3, f"{call} should return scores, beam and token"
-    hint = (
-        "The sums are -4, -2, -2.2 and -2.5, -4.2, -6. The largest may continue the "
-        "same beam: it is not the best token of each."
-    )
+    first = got[0].flatten().tolist() if isinstance(got[0], torch.Tensor) else []
+    hint = ""
+    for misled, said in (
+        ([-2.0, -2.5], "The largest may continue the same beam: it is not the best "),
+        ([-0.5, -1.0], "Add the score of the beam to the log-probabilities."),
+        ([-2.2, -2.0], "The best one comes first."),
+        ([-2.5, -2.2], "The best one comes first."),
+        ([-6.0, -4.2], "These are the smallest sums."),
+    ):
+        if len(first) == k and torch.tensor(first[:2]).allclose(torch.tensor(misled)):
+            hint = said + ("token of each." if "same beam" in said else "")
     expect.same(got[0], [[-2.0, -2.2, -2.5][:k]], f"the scores of {call}", hint, 1e-6)
     flat = "A flat place is beam * vocab + token"
     hint = f"{flat}: the beam is place // vocab."
@@ -193,6 +230,19 @@ def test_steps_agree_with_a_loop(beam_step):
                 hint = "The best one first, for each prompt by itself."
                 said = f"the {name} of prompt {row}, {call}"
                 expect.same(mine[row], list(theirs), said, hint, 1e-5)
+
+
+def test_long_texts_keep_their_order(beam_step):
+    # exp(-200) is 0 in float32: the order is lost where probabilities are compared.
+    scores = torch.tensor([[-200.0, -201.0]])
+    logprobs = torch.tensor([[[-3.0, -1.0, -1.25], [-0.25, -2.5, -4.0]]])
+    call = "beam_step([[-200, -201]], [[[-3, -1, -1.25], [-0.25, -2.5, -4]]], 4)"
+    got = beam_step(scores, logprobs, 4)
+    hint = "Stay with logarithms: exp(-200) is 0 in float32."
+    if isinstance(got[0], torch.Tensor) and not got[0].isinf().any():
+        hint = ""
+    wanted = [[-201.0, -201.25, -201.25, -203.0]]
+    expect.same(got[0], wanted, f"the scores of {call}", hint, 1e-4)
 
 
 def test_a_beam_of_minus_infinity_is_never_continued(beam_step):
@@ -708,6 +758,64 @@ def test_the_search_leaves_its_arguments_alone(beam_search):
         beam_search(random_llama(30), ids, mask, 2, 3, 1.0, False, [7], PAD)
 
 
+def test_more_beams_than_tokens(beam_search):
+    for seed, beams, eos in ((0, 8, [2, 3]), (1, 8, [2, 3]), (4, 6, [3]), (5, 5, [])):
+        model, ids = random_llama(4, seed=seed), torch.tensor([[1, 2]])
+        mask = torch.ones_like(ids)
+        how = {"beams": beams, "new": 6, "power": 2.0, "early": True, "eos": eos}
+        oracle = generated(model, ids, mask, **how)
+        call = (
+            f"beam_search with 4 tokens, {beams} beams, EOS {eos}, early_stopping=True"
+        )
+        got = beam_search(model, ids, mask, beams, 6, 2.0, True, eos, PAD)
+        hint = "A candidate with the score -inf is no finished text: it is none at all."
+        expect.same(a_pair(got, call)[1], oracle.sequences_scores, call, hint, 1e-3)
+
+
+def test_all_tokens_may_end_a_text(beam_search):
+    # The best two of five are put aside; there are no 2 * (1 + 5) candidates.
+    model, ids = Markov([[0.1, 0.2, 0.3, 0.25, 0.15]] * 5), torch.tensor([[0]])
+    call = "beam_search with K = 2, where all five tokens are EOS ids"
+    got, score = a_pair(
+        beam_search(
+            model, ids, torch.ones_like(ids), 2, 3, 0.0, True, [0, 1, 2, 3, 4], PAD
+        ),
+        call,
+    )
+    expect.same(got, [[0, 2]], call)
+    same_score(score, math.log(0.3), call)
+
+
+def test_the_scores_are_float32(beam_search):
+    model, (ids, mask) = random_llama(30).double(), prompts(3)
+    call = "beam_search of a float64 model with two prompts"
+    got = a_pair(beam_search(model, ids, mask, 2, 3, 1.0, False, [7], PAD), call)
+    expect.tensor(got[1], (2,), f"the scores of {call}", torch.float32)
+
+
+def test_one_new_token_is_enough(beam_search):
+    model, ids = Markov([[0.1, 0.2, 0.4, 0.3]] * 4), torch.tensor([[0]])
+    call = "beam_search with max_new_tokens=1"
+    got, score = a_pair(
+        beam_search(model, ids, torch.ones_like(ids), 2, 1, 1.0, False, [3], PAD), call
+    )
+    expect.same(got, [[0, 2]], call)
+    same_score(score, math.log(0.4), call)
+
+
+def test_what_a_search_cannot_mean_is_refused(beam_search):
+    for new, early in ((0, True), (-1, True), (3, "Never"), (3, None)):
+        call = f"beam_search with max_new_tokens={new}, early_stopping={early!r}"
+        ids, mask = prompts(3)
+        expect.rejects(
+            ValueError,
+            lambda i=ids, m=mask, n=new, e=early: beam_search(
+                random_llama(30), i, m, 2, n, 1.0, e, [7], PAD
+            ),
+            call,
+        )
+
+
 # --- find_bugs ------------------------------------------------------------------------
 
 WHY = {
@@ -915,6 +1023,27 @@ def test_groups_that_do_not_divide_the_beams_are_refused(diverse_beam_search):
         expect.rejects(
             ValueError,
             lambda b=beams, g=groups: diverse_beam_search(model, ids, b, g, 0.5, 1),
+            call,
+        )
+
+
+def test_a_group_may_have_more_beams_than_there_are_tokens(diverse_beam_search):
+    model, ids = Markov([[0.5, 0.4, 0.1]] * 3), torch.tensor([[2]])
+    call = "diverse_beam_search of 0.5, 0.4, 0.1, one group of five, 2 new tokens"
+    got, scores = a_pair(diverse_beam_search(model, ids, 5, 1, 0.5, 2), call)
+    expect.tensor(got, (5, 3), call)
+    hint = "At first there are copies of the prompt, of which one may be continued."
+    wanted = [math.log(p) for p in (0.25, 0.2, 0.2, 0.16, 0.05)]
+    expect.same(scores, wanted, f"the scores of {call}", hint, 1e-4)
+
+
+def test_a_diverse_search_has_steps(diverse_beam_search):
+    model, ids = Markov([[0.5, 0.4, 0.1]] * 3), torch.tensor([[2]])
+    for new in (0, -1):
+        call = f"diverse_beam_search with max_new_tokens={new}"
+        expect.rejects(
+            ValueError,
+            lambda n=new: diverse_beam_search(model, ids, 2, 2, 0.5, n),
             call,
         )
 

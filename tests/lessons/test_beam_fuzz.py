@@ -70,3 +70,35 @@ def test_beam_search_equals_generate(make):
         padded += bool((mask == 0).any())
     assert padded > 40, "the fuzz should try padding"
     assert ties < 10, "most comparisons should be exact"
+
+
+def test_more_beams_than_tokens_equal_generate():
+    """Small vocabularies, many beams, many EOS: some candidates do not exist."""
+    beam_search = reference("beam_search")
+    tried = 0
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(1000 + seed)
+        vocab, beams = (4, 5, 6)[seed % 3], (2, 5, 8, 12)[seed % 4]
+        eos = (torch.randperm(vocab, generator=generator)[: seed % 4]).tolist()
+        how = {
+            "num_beams": beams,
+            "max_new_tokens": 2 + seed % 5,
+            "length_penalty": (-1.0, 0.0, 1.0, 2.0)[seed // 2 % 4],
+            "early_stopping": (True, False, "never")[seed // 3 % 3],
+        }
+        model, ids = random_llama(vocab, seed=seed), torch.tensor([[1, 2]])
+        oracle = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            eos_token_id=eos or None,
+            pad_token_id=PAD,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **how,
+        )
+        mask = torch.ones_like(ids)
+        _, scores = beam_search(model, ids, mask, eos_ids=eos, pad_id=PAD, **how)
+        tried += beams > vocab
+        assert abs(scores[0] - oracle.sequences_scores[0]) < 1e-4, (seed, how, eos)
+    assert tried > 25, "most configurations should have more beams than tokens"

@@ -81,9 +81,15 @@ def row_by_row_after_one_call(model, ids, mask, start=1):
 # --- rep_n ----------------------------------------------------------------------------
 
 
+def a_list(ids):
+    if torch.is_tensor(ids):
+        raise TypeError("a list, please")
+
+
 @right("rep_n")
 def with_zip(ids, n):
     """n lists, each one place later."""
+    a_list(ids)
     at_least(n, 1, "n")
     grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
     return (len(grams) - len(set(grams))) / max(len(grams), 1)
@@ -92,6 +98,7 @@ def with_zip(ids, n):
 @right("rep_n")
 def with_a_counter(ids, n):
     """All that are there more than once, less one."""
+    a_list(ids)
     at_least(n, 1, "n")
     counts = Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
     total = sum(counts.values())
@@ -101,6 +108,7 @@ def with_a_counter(ids, n):
 @right("rep_n")
 def with_numpy(ids, n):
     """Windows, and unique rows; numpy's own float is a float."""
+    a_list(ids)
     at_least(n, 1, "n")
     if len(ids) < n:
         return 0.0
@@ -148,7 +156,8 @@ def token_by_token(logits, ids, penalty):
 def with_one_hot(logits, ids, frequency, presence):
     """The sum of one-hot rows."""
     counts = torch.nn.functional.one_hot(ids, logits.shape[-1]).sum(1)
-    return logits - frequency * counts - presence * counts.clamp(max=1)
+    found = logits - frequency * counts.float() - presence * counts.clamp(max=1)
+    return found.to(logits)
 
 
 @right("frequency_presence")
@@ -188,7 +197,7 @@ def with_unfold(logits, ids, n):
     grams = ids.unfold(1, n, 1)  # (batch, places, n)
     begin = ids[:, ids.shape[1] - n + 1 :]  # (batch, n - 1)
     same = (grams[..., :-1] == begin[:, None]).all(-1)  # (batch, places)
-    banned = torch.zeros_like(logits).scatter_add(-1, grams[..., -1], same.float())
+    banned = torch.zeros(logits.shape).scatter_add(-1, grams[..., -1], same.float())
     return logits.masked_fill(banned > 0, -INF)
 
 
@@ -214,6 +223,10 @@ def known(multiplier, base, allowed_length):
         raise ValueError(f"got {multiplier}, {base}, {allowed_length}")
 
 
+def price(multiplier, base, exponent):
+    return multiplier * math.exp(min(exponent * math.log(base), 88))
+
+
 @right("dry")
 def reversed_text(logits, ids, multiplier, base, allowed_length):
     """Common beginnings of the reversed text and its ends."""
@@ -230,7 +243,7 @@ def reversed_text(logits, ids, multiplier, base, allowed_length):
             match[back[i - 1]] = max(match[back[i - 1]], length)
         for token, length in match.items():
             if length >= allowed_length:
-                out[row, token] -= multiplier * base ** (length - allowed_length)
+                out[row, token] -= price(multiplier, base, length - allowed_length)
     return out
 
 
@@ -247,7 +260,7 @@ def from_its_definition(logits, ids, multiplier, base, allowed_length):
                     match[text[i + length]] = length
         for token, length in match.items():
             if length >= allowed_length:
-                out[row, token] -= multiplier * base ** (length - allowed_length)
+                out[row, token] -= price(multiplier, base, length - allowed_length)
     return out
 
 
@@ -265,7 +278,7 @@ def with_a_table(logits, ids, multiplier, base, allowed_length):
         for i in range(size - 1):
             length = table[i + 1][size]
             if length >= allowed_length:
-                cost = multiplier * base ** (length - allowed_length)
+                cost = price(multiplier, base, length - allowed_length)
                 token = text[i + 1]
                 penalty[row, token] = max(penalty[row, token].item(), cost)
     return logits - penalty
@@ -394,16 +407,16 @@ def histograms(p_features, q_features):
 
 @right("mauve_small")
 def in_python(p_features, q_features):
-    """Loops, and 1001 mixtures."""
+    """Loops, and no tensor."""
     p, q = histograms(p_features, q_features)
 
     def divergence(a, b):
         pairs = zip(a, b, strict=True)
-        return sum(x * math.log(x / y) for x, y in pairs if x > 0)
+        return sum(x * math.log(x / y) if y else INF for x, y in pairs if x > 0)
 
     points = [(1.0, 0.0)]
-    for step in range(1, 1000):
-        mixed = step / 1000 * p + (1 - step / 1000) * q
+    for step in range(101):
+        mixed = step / 100 * p + (1 - step / 100) * q
         points.append(
             (math.exp(-5 * divergence(q, mixed)), math.exp(-5 * divergence(p, mixed)))
         )
@@ -430,7 +443,7 @@ def with_numpy_sorted(p_features, q_features):
 def with_xlogy(p_features, q_features):
     """torch.xlogy knows that 0 times ln 0 is 0."""
     p, q = map(torch.tensor, histograms(p_features, q_features))
-    w = torch.linspace(0.005, 0.995, 199, dtype=torch.float64).unsqueeze(1)
+    w = torch.linspace(0, 1, 101, dtype=torch.float64).unsqueeze(1)
     r = w * p + (1 - w) * q
 
     def toward(a):

@@ -206,12 +206,19 @@ def a_new_cache(cache, beam):
 # --- beam_search ----------------------------------------------------------------------
 
 
+def possible(max_new_tokens, early_stopping="never"):
+    known = early_stopping is True or early_stopping is False
+    if max_new_tokens <= 0 or not (known or early_stopping == "never"):
+        raise ValueError(f"got {max_new_tokens}, {early_stopping}")
+
+
 @right("beam_search")
 def prompt_by_prompt(
     model, ids, mask, num_beams, max_new_tokens, length_penalty, early_stopping,
     eos_ids, pad_id,
 ):  # fmt: skip
     """Each prompt alone, its finished texts in a heap, its cache by index."""
+    possible(max_new_tokens, early_stopping)
     found = [
         one_prompt(
             model, ids[i : i + 1], mask[i : i + 1], num_beams, max_new_tokens,
@@ -278,6 +285,7 @@ def by_the_library(
     eos_ids, pad_id,
 ):  # fmt: skip
     """generate where the model has it; for the checks' own models as above."""
+    possible(max_new_tokens, early_stopping)
     if not hasattr(model, "generate") or num_beams == 1:
         return prompt_by_prompt.value(
             model, ids, mask, num_beams, max_new_tokens, length_penalty,
@@ -296,7 +304,7 @@ def by_the_library(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    return out.sequences, out.sequences_scores
+    return out.sequences, out.sequences_scores.float()
 
 
 @right("beam_search")
@@ -305,6 +313,7 @@ def copies_continued_at_minus_a_billion(
     eos_ids, pad_id,
 ):  # fmt: skip
     """As in transformers, -1e9 in place of -inf; tensors on the way."""
+    possible(max_new_tokens, early_stopping)
     batch, k = len(ids), num_beams
     rows = ids[:, None].expand(-1, k, -1).flatten(0, 1)
     attention = mask[:, None].expand(-1, k, -1).flatten(0, 1)
@@ -326,7 +335,7 @@ def copies_continued_at_minus_a_billion(
         logprobs = torch.log_softmax(output.logits[:, -1].float(), -1)
         vocab = logprobs.shape[-1]
         sums = (scores.reshape(-1, 1) + logprobs).reshape(batch, k * vocab)
-        best, places = sums.topk(k * max(2, 1 + len(eos_ids)))
+        best, places = sums.topk(min(k * max(2, 1 + len(eos_ids)), k * vocab))
         beam, token = places // vocab, places % vocab
         stop = torch.zeros_like(token, dtype=torch.bool)
         for end in eos_ids:
@@ -335,6 +344,8 @@ def copies_continued_at_minus_a_billion(
         for i in list(running):
             for j in stop[i, :k].nonzero().flatten().tolist():
                 text = rows[i * k + beam[i, j]].tolist() + [token[i, j].item()]
+                if best[i, j] < -1e8:
+                    continue  # no text at all
                 score = best[i, j].item() / length**length_penalty
                 done_texts[i].append((score, text))
             done_texts[i].sort(key=lambda found: -found[0])
@@ -403,6 +414,7 @@ def equal_groups(num_beams, num_groups):
 def with_a_dict_of_counts(model, ids, num_beams, num_groups, diversity, max_new_tokens):
     """Lists of (score, text), candidates sorted in Python."""
     size = equal_groups(num_beams, num_groups)
+    possible(max_new_tokens)
     groups = [[(0.0, ids[0].tolist())] for _ in range(num_groups)]
     for _ in range(max_new_tokens):
         taken = {}
@@ -432,6 +444,7 @@ def all_groups_in_one_call(
 ):
     """The model runs once a step for all groups."""
     size = equal_groups(num_beams, num_groups)
+    possible(max_new_tokens)
     texts = ids.expand(num_beams, -1)
     scores = torch.full((num_groups, size), -INF)
     scores[:, 0] = 0
@@ -457,6 +470,7 @@ def all_groups_in_one_call(
 def with_one_hot_counts(model, ids, num_beams, num_groups, diversity, max_new_tokens):
     """Counts as sums of one-hot rows."""
     size = equal_groups(num_beams, num_groups)
+    possible(max_new_tokens)
     texts, scores = [ids] * num_groups, [torch.zeros(1)] * num_groups
     for _ in range(max_new_tokens):
         chosen = torch.zeros(0, dtype=torch.long)
@@ -465,7 +479,8 @@ def with_one_hot_counts(model, ids, num_beams, num_groups, diversity, max_new_to
                 p = model(texts[g]).logits[:, -1].log_softmax(-1)
             taken = torch.nn.functional.one_hot(chosen, p.shape[-1]).sum(0)
             sums = scores[g][:, None] + p
-            places = (sums - diversity * taken).flatten().topk(size).indices
+            seen = (sums - diversity * taken).flatten()  # fewer than size at first
+            places = seen.topk(min(size, len(seen))).indices
             rows, tokens = places // p.shape[-1], places % p.shape[-1]
             scores[g] = sums[rows, tokens]
             texts[g] = torch.cat([texts[g][rows], tokens[:, None]], dim=1)

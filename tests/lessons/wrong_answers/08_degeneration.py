@@ -183,6 +183,28 @@ def with_gradients(model, ids, mask, start=1):
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
+@wrong(
+    "perplexity",
+    "test_one_call_with_mask_and_positions_and_no_gradient",
+    "called the model 2 times",
+)
+def one_call_a_row(model, ids, mask, start=1):
+    """Right for one row, slow for many."""
+    found = []
+    for row, its_mask in zip(ids, mask, strict=True):
+        surprisal, counts = scored(model, row[None], its_mask[None], start)
+        found.append((surprisal * counts).sum() / counts.sum())
+    return torch.stack(found).exp()
+
+
+@wrong("perplexity", "test_perplexity_leaves_its_arguments_alone", "was changed")
+def marks_what_does_not_count(model, ids, mask, start=1):
+    """Writes -100 into the caller's ids, as labels have it."""
+    surprisal, counts = scored(model, ids, mask, start)
+    ids[:, 1:][~counts] = -100
+    return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
+
+
 # --- rep_n ----------------------------------------------------------------------------
 
 REPEATED = "test_repetition_worked_by_hand"
@@ -261,6 +283,25 @@ def all_repeats_if_there_is_nothing(ids, n):
     return 1 - len(set(grams)) / max(1, len(grams))
 
 
+@wrong("rep_n", "test_the_list_stays_as_it_is", "was changed")
+def eats_the_list(ids, n):
+    """Takes token after token off the caller's list."""
+    above_0(n)
+    grams = []
+    while len(ids) >= n:
+        grams.append(tuple(ids[:n]))
+        del ids[0]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@wrong("rep_n", "test_a_tensor_in_place_of_a_list_is_refused", "raise TypeError")
+def tensors_never_repeat(ids, n):
+    """Each item of a tensor is a tensor of its own: a set keeps them all."""
+    above_0(n)
+    grams = grams_of(ids, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
 # --- repetition_penalty ---------------------------------------------------------------
 
 PENALTY = "test_penalty_worked_by_hand"
@@ -297,7 +338,7 @@ def all_tokens(logits, ids, penalty):
     return torch.where(logits < 0, logits * penalty, logits / penalty)
 
 
-@wrong("repetition_penalty", PENALTY, "A negative logit is multiplied")
+@wrong("repetition_penalty", PENALTY, "its logit stayed as it was")
 def negative_ones_left_out(logits, ids, penalty):
     """Only positive logits are changed."""
     positive(penalty)
@@ -335,6 +376,21 @@ def in_place(logits, ids, penalty):
     )
 
 
+WHOLE = "The whole of ids counts"
+
+
+@wrong("repetition_penalty", "test_the_penalty_knows_the_whole_text", WHOLE)
+def the_last_64(logits, ids, penalty):
+    """llama.cpp's default window."""
+    return reference("repetition_penalty")(logits, ids[:, -64:], penalty)
+
+
+@wrong("repetition_penalty", "test_the_penalty_keeps_the_dtype", "should be torch.")
+def always_float32(logits, ids, penalty):
+    """Computes in float32, and stays there."""
+    return reference("repetition_penalty")(logits.float(), ids, penalty)
+
+
 # --- frequency_presence ---------------------------------------------------------------
 
 COUNTS = "test_counts_worked_by_hand"
@@ -365,14 +421,14 @@ def the_two_changed_places(logits, ids, frequency, presence):
     return logits - presence * counts - frequency * (counts > 0)
 
 
-@wrong("frequency_presence", COUNTS, "should be [[-1.25, -0.75, 0]]")
+@wrong("frequency_presence", COUNTS, "The penalties are subtracted")
 def rewards(logits, ids, frequency, presence):
     """The sign."""
     counts = counted(logits, ids)
     return logits + frequency * counts + presence * (counts > 0)
 
 
-@wrong("frequency_presence", COUNTS, "should be [[-1.25, -0.75, 0]]")
+@wrong("frequency_presence", COUNTS, "Token 2 is not in ids")
 def presence_for_all(logits, ids, frequency, presence):
     """presence is subtracted from every token."""
     return logits - frequency * counted(logits, ids) - presence
@@ -398,6 +454,35 @@ def relative_frequency(logits, ids, frequency, presence):
     counts = counted(logits, ids)
     share = counts * 3 / max(1, ids.shape[-1])
     return logits - frequency * share - presence * (counts > 0)
+
+
+@wrong("frequency_presence", "test_the_whole_text_is_counted", WHOLE)
+def counts_the_last_64(logits, ids, frequency, presence):
+    """llama.cpp's default window."""
+    return reference("frequency_presence")(logits, ids[:, -64:], frequency, presence)
+
+
+@wrong(
+    "frequency_presence",
+    "test_before_the_first_token_nothing_is_punished",
+    "Return a copy",
+)
+def nothing_to_count(logits, ids, frequency, presence):
+    """A shortcut for empty ids that hands the caller's logits back."""
+    if not ids.numel():
+        return logits
+    return reference("frequency_presence")(logits, ids, frequency, presence)
+
+
+@wrong("frequency_presence", "test_the_whole_text_is_counted", "beyond 256")
+def counted_in_half_precision(logits, ids, frequency, presence):
+    """In bfloat16 256 + 1 is 256."""
+    counts = torch.zeros_like(logits)
+    for row, text in enumerate(ids.tolist()):
+        for token in text:
+            counts[row, token] += 1
+    there = (counts > 0).to(logits.dtype)
+    return logits - frequency * counts - presence * there
 
 
 # --- no_repeat_ngram ------------------------------------------------------------------
@@ -504,6 +589,19 @@ def bans_in_place(logits, ids, n):
     return logits
 
 
+@wrong("no_repeat_ngram", BANS, "made a logit -1e+09")
+def a_large_negative_number(logits, ids, n):
+    """-1e9 in place of -inf."""
+    banned = reference("no_repeat_ngram")(logits, ids, n)
+    return banned.masked_fill(banned == -INF, -1e9)
+
+
+@wrong("no_repeat_ngram", "test_bans_reach_back_to_the_beginning", WHOLE)
+def bans_of_the_last_64(logits, ids, n):
+    """A window."""
+    return reference("no_repeat_ngram")(logits, ids[:, -64:], n)
+
+
 # --- dry ------------------------------------------------------------------------------
 
 MATCHES = "test_matches_worked_by_hand"
@@ -589,7 +687,7 @@ def short_matches_cost_too(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, lambda n: multiplier * base ** (n - allowed_length))
 
 
-@wrong("dry", MATCHES, "should be")
+@wrong("dry", MATCHES, "it costs 2 ** (2 - 1)")
 def grows_linearly(logits, ids, multiplier, base, allowed_length):
     """Times, not to the power of."""
     known(multiplier, base, allowed_length)
@@ -601,7 +699,7 @@ def grows_linearly(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, cost)
 
 
-@wrong("dry", MATCHES, "should be")
+@wrong("dry", MATCHES, "it costs 2 ** (2 - 1)")
 def exponent_is_the_match(logits, ids, multiplier, base, allowed_length):
     """allowed_length is not subtracted."""
     known(multiplier, base, allowed_length)
@@ -623,7 +721,7 @@ def the_last_match(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, cost, choose=lambda lengths: lengths[-1])
 
 
-@wrong("dry", MATCHES, "should be")
+@wrong("dry", MATCHES, "the longest alone costs")
 def all_matches_add_up(logits, ids, multiplier, base, allowed_length):
     """Each place where the token was costs."""
     known(multiplier, base, allowed_length)
@@ -667,6 +765,32 @@ def punishes_the_last_token(logits, ids, multiplier, base, allowed_length):
         if best >= allowed_length:
             logits[row, text[-1]] -= multiplier * base ** (best - allowed_length)
     return logits
+
+
+LONG = "test_a_long_repetition_costs_a_finite_number"
+
+
+@wrong("dry", LONG, "88 / ln(base)")
+def without_a_cap(logits, ids, multiplier, base, allowed_length):
+    """float32 ends at 3.4e38."""
+    known(multiplier, base, allowed_length)
+
+    def cost(n):
+        return multiplier * base ** (n - allowed_length) if n >= allowed_length else 0
+
+    return punished(logits, ids, cost)
+
+
+@wrong("dry", "test_off_is_off_for_a_long_repetition_too", "OverflowError")
+def computes_though_it_is_off(logits, ids, multiplier, base, allowed_length):
+    """0 times what is too large for a float."""
+    return without_a_cap.value(logits, ids, multiplier, base, allowed_length)
+
+
+@wrong("dry", "test_matches_reach_back_to_the_beginning", WHOLE)
+def matches_in_the_last_64(logits, ids, multiplier, base, allowed_length):
+    """A window, as --dry-penalty-last-n."""
+    return reference("dry")(logits, ids[:, -64:], multiplier, base, allowed_length)
 
 
 # --- distinct_n -----------------------------------------------------------------------
@@ -738,6 +862,16 @@ def no_texts_no_answer(texts, n):
     above_0(n)
     grams = words_of(texts, n)
     return len(set(grams)) / len(grams)
+
+
+@wrong("distinct_n", "test_the_texts_stay_as_they_are", "was changed")
+def splits_in_place(texts, n):
+    """The caller's texts become lists of words."""
+    above_0(n)
+    for i, text in enumerate(texts):
+        texts[i] = text.split() if isinstance(text, str) else text
+    grams = [gram for words in texts for gram in grams_of(words, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 # --- self_bleu ------------------------------------------------------------------------
@@ -851,6 +985,35 @@ def bigrams_only(texts):
     return mean_bleu(texts, orders=(1, 2)) if len(texts[0].split()) > 3 else 0.0
 
 
+SPLIT = "test_words_of_bleu_are_what_split_gives"
+
+
+@wrong("self_bleu", SPLIT, "Words are what split() gives")
+def bleu_of_lower_case(texts):
+    """Normalises the words."""
+    return mean_bleu([text.lower() for text in texts])
+
+
+@wrong("self_bleu", SPLIT, "Words are what split() gives")
+def bleu_split_at_single_spaces(texts):
+    """Two blanks make an empty word."""
+    return mean_bleu([text.replace("  ", " (empty) ") for text in texts])
+
+
+@wrong("self_bleu", SPLIT, "Words are what split() gives")
+def bleu_without_punctuation(texts):
+    """A tokeniser takes full stops apart."""
+    return mean_bleu([text.replace(".", " . ") for text in texts])
+
+
+@wrong("self_bleu", "test_bleu_leaves_the_texts_as_they_are", "was changed")
+def takes_each_text_out(texts):
+    """pops a text, and puts it back behind the others."""
+    found = mean_bleu(texts)
+    texts.append(texts.pop(0)) if texts else None
+    return found
+
+
 # --- mauve_small ----------------------------------------------------------------------
 
 EQUAL, DISJOINT = "test_equal_sets_are_alike", "test_disjoint_sets_are_not_alike"
@@ -871,8 +1034,9 @@ def kl(a, b):
     return torch.where(a > 0, a * (a / b).log(), 0).sum(-1)
 
 
-def curve(p, q, c=5.0, towards=False):
-    weight = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+def curve(p, q, c=5.0, towards=False, mixtures=101, ends=True):
+    weight = torch.linspace(0, 1, mixtures, dtype=torch.float64)[:, None]
+    weight = weight if ends else weight[1:-1]
     mixed = weight * p + (1 - weight) * q
     if towards:
         x, y = torch.exp(-c * kl(mixed, q)), torch.exp(-c * kl(mixed, p))
@@ -948,3 +1112,20 @@ def overlap_of_histograms(p_features, q_features):
     """Another measure: the sum of the smaller shares."""
     p, q = shares(p_features, q_features)
     return torch.minimum(p, q).sum().item()
+
+
+MIXTURES = "test_there_are_101_mixtures_from_0_to_1"
+
+
+@wrong("mauve_small", MIXTURES, "are there 101 values")
+def twenty_five_mixtures(p_features, q_features):
+    """As in the authors' program by default."""
+    x, y = curve(*shares(p_features, q_features), mixtures=25)
+    return -torch.trapezoid(y, x).item()
+
+
+@wrong("mauve_small", MIXTURES, "0 and 1 among them")
+def without_0_and_1(p_features, q_features):
+    """Only true mixtures."""
+    x, y = curve(*shares(p_features, q_features), ends=False)
+    return -torch.trapezoid(y, x).item()

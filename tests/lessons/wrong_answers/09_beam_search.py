@@ -113,13 +113,71 @@ def with_gradients(model, ids, max_new_tokens):
     return best_of_all(model, ids, max_new_tokens, grad=True)
 
 
+TABLE_OF_STATES = "test_no_beam_and_no_table_of_states_finds_it"
+
+
+def kept_texts(model, ids, n, keep):
+    """A search that keeps the texts that `keep` chooses from (score, ids) pairs."""
+    if model.config.vocab_size**n > 100_000:
+        raise ValueError("too many")
+    beams = [(0.0, ids)]
+    for _ in range(n):
+        grown = []
+        for score, text in beams:
+            with torch.no_grad():
+                logprobs = model(text).logits[0, -1].float().log_softmax(-1)
+            for token, logprob in enumerate(logprobs.tolist()):
+                new = torch.cat([text, torch.tensor([[token]])], -1)
+                grown.append((score + logprob, new))
+        beams = keep(sorted(grown, key=lambda beam: -beam[0]))
+    return beams[0][1], beams[0][0]
+
+
+@wrong("exact_search", TABLE_OF_STATES, "Only a search that tries all")
+def viterbi(model, ids, max_new_tokens):
+    """Keeps the best text for each last token: right for a Markov model alone."""
+
+    def keep(grown):
+        best = {}
+        for score, text in grown:
+            best.setdefault(text[0, -1].item(), (score, text))
+        return list(best.values())
+
+    return kept_texts(model, ids, max_new_tokens, keep)
+
+
+@wrong("exact_search", TABLE_OF_STATES, "Only a search that tries all")
+def a_beam_of_4(model, ids, max_new_tokens):
+    """Often the same, and not always."""
+    return kept_texts(model, ids, max_new_tokens, lambda grown: grown[:4])
+
+
+@wrong("exact_search", TABLE_OF_STATES, "Only a search that tries all")
+def a_beam_as_wide_as_the_vocabulary(model, ids, max_new_tokens):
+    """Misses in one model of a few dozen."""
+    wide = model.config.vocab_size
+    return kept_texts(model, ids, max_new_tokens, lambda grown: grown[:wide])
+
+
+@wrong("exact_search", "test_no_token_ends_a_text", "counts as any other")
+def free_behind_an_end(model, ids, max_new_tokens):
+    """Tokens behind an EOS cost nothing."""
+    eos = getattr(model.config, "eos_token_id", None)
+    ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long)
+    texts, logprobs = all_texts(model, ids, max_new_tokens)
+    new = texts[:, ids.shape[1] :]
+    picked = logprobs[:, ids.shape[1] - 1 : -1].gather(-1, new[..., None])[..., 0]
+    ended = torch.isin(new, ends).long()
+    return chosen(texts, picked.masked_fill(ended.cumsum(-1) - ended > 0, 0).sum(-1))
+
+
 # --- beam_step ------------------------------------------------------------------------
 
 SUMS = "test_sums_worked_by_hand"
 LOOP = "test_steps_agree_with_a_loop"
 
 
-@wrong("beam_step", SUMS, "The largest may continue")
+@wrong("beam_step", SUMS, "Add the score of the beam")
 def scores_left_out(scores, logprobs, k):
     """The next token alone counts."""
     best, places = logprobs.flatten(1).topk(k, dim=-1)
@@ -163,7 +221,7 @@ def small_integers(scores, logprobs, k):
     return best, beam.int(), token.int()
 
 
-@wrong("beam_step", SUMS, "The largest may continue")
+@wrong("beam_step", SUMS, "These are the smallest sums")
 def smallest(scores, logprobs, k):
     """The least likely ones."""
     sums = (scores[..., None] + logprobs).flatten(1)
@@ -186,6 +244,14 @@ def worst_first(scores, logprobs, k):
     if k == 2:
         return best, beam, token
     return best.flip(-1), beam.flip(-1), token.flip(-1)
+
+
+@wrong("beam_step", "test_long_texts_keep_their_order", "exp(-200) is 0 in float32")
+def by_way_of_probabilities(scores, logprobs, k):
+    """Products of probabilities, and the logarithm at the end."""
+    products = (scores.exp()[..., None] * logprobs.exp()).flatten(1)
+    best, places = products.topk(k, dim=-1)
+    return best.log(), places // logprobs.shape[-1], places % logprobs.shape[-1]
 
 
 # --- counterexample -------------------------------------------------------------------
@@ -404,6 +470,10 @@ def searched(
     mistake="",
 ):
     """The search, with one mistake."""
+    if max_new_tokens < 1 and mistake != "no steps":
+        raise ValueError(f"max_new_tokens is {max_new_tokens}")
+    if early_stopping not in (True, False, "never") and mistake != "any word":
+        raise ValueError(f"early_stopping is {early_stopping!r}")
     batch, k = len(ids), num_beams
     rows, mask = ids.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
     scores = torch.full((batch, k), 0.0 if mistake == "equal copies" else -INF)
@@ -433,6 +503,8 @@ def searched(
             logprobs = logprobs.log_softmax(-1)
         logprobs = logprobs.unflatten(0, (batch, k))
         wanted = k if mistake == "k candidates" else k * max(2, 1 + len(eos_ids))
+        if mistake != "more than there are":
+            wanted = min(wanted, k * logprobs.shape[-1])
         scores, beam, token = step_of(scores, logprobs, wanted)
         done = torch.isin(token, ends) | (length == max_new_tokens)
         ended = torch.isin(token, ends)
@@ -442,7 +514,9 @@ def searched(
             counted = max(1, length - (length < max_new_tokens))
         counted += (ids.shape[1] - 1) * (mistake == "with the prompt")
         for i in range(batch):
-            for j in range(allowed):
+            for j in range(min(allowed, wanted)):
+                if scores[i, j] == -INF and mistake != "nothing counts":
+                    continue
                 if mistake == "the last beams fill up" and len(finished[i]) >= k:
                     done[i] &= ended[i]
                 if done[i, j] and (mistake == "never over" or not over[i]):
@@ -497,7 +571,8 @@ def searched(
         batch_first=True,
         padding_value=0 if mistake == "pads with 0" else pad_id,
     )
-    return out, torch.tensor([score for score, _ in best])
+    dtype = torch.float64 if mistake == "double scores" else torch.float32
+    return out, torch.tensor([score for score, _ in best], dtype=dtype)
 
 
 def with_a_mistake(name, test, says):
@@ -572,6 +647,22 @@ no_cache = with_a_mistake("no cache", FED, "The prompt once")
 gradients = with_a_mistake("gradients", FED, "torch.no_grad()")
 to_the_end = with_a_mistake("to the end", STOPS, "no beam can become better")
 
+nothing_counts = with_a_mistake(
+    "nothing counts", "test_more_beams_than_tokens", "it is none at all"
+)
+more_than_there_are = with_a_mistake(
+    "more than there are", "test_all_tokens_may_end_a_text", "out of range"
+)
+double_scores = with_a_mistake(
+    "double scores", "test_the_scores_are_float32", "should be torch.float32"
+)
+no_steps = with_a_mistake(
+    "no steps", "test_what_a_search_cannot_mean_is_refused", "max_new_tokens=0"
+)
+any_word = with_a_mistake(
+    "any word", "test_what_a_search_cannot_mean_is_refused", "'Never'"
+)
+
 # --- find_bugs ------------------------------------------------------------------------
 
 NAMES = "test_what_is_named_are_lines"
@@ -644,8 +735,13 @@ def grouped(
     """The search, with one mistake."""
     if check and (num_groups < 1 or num_beams % num_groups):
         raise ValueError(f"{num_beams} beams do not make {num_groups} groups")
+    if max_new_tokens < 1 and mistake != "no steps":
+        raise ValueError(f"max_new_tokens is {max_new_tokens}")
     size = num_beams // max(num_groups, 1)
-    groups = [(ids, torch.zeros(1))] * num_groups
+    start = torch.tensor([0.0] + [-INF] * (size - 1))
+    groups = [(ids.expand(size, -1), start)] * num_groups
+    if mistake == "one beam at first":
+        groups = [(ids, torch.zeros(1))] * num_groups
     counts = 0
     for _ in range(max_new_tokens):
         counts = counts if mistake == "never forgets" else 0
@@ -749,3 +845,13 @@ any_groups = diverse_with(
 def without_groups(model, ids, num_beams, num_groups, diversity, max_new_tokens):
     """Diversity does nothing: each group is the same search."""
     return grouped(model, ids, num_beams, num_groups, 0.0, max_new_tokens)
+
+
+one_beam_at_first = diverse_with(
+    "one beam at first",
+    "test_a_group_may_have_more_beams_than_there_are_tokens",
+    "out of range",
+)
+diverse_without_steps = diverse_with(
+    "no steps", "test_a_diverse_search_has_steps", "should raise ValueError"
+)
