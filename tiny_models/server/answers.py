@@ -76,12 +76,14 @@ class Answer:
             chunk = {**head, "choices": choices}
             return _event({**chunk, "usage": usage} if include_usage else chunk)
 
+        begun = set()
         try:
-            for i in range(self._chat.n):
-                role = {"role": "assistant", "content": ""}
-                yield event([_choice(i, "delta", role, None, None)])
             async for step in self._steps():
                 i = step.choice
+                if step.tokens and i not in begun:  # by it clients time the first token
+                    begun.add(i)
+                    role = {"role": "assistant", "content": ""}
+                    yield event([_choice(i, "delta", role, None, None)])
                 if step.text or step.logprobs:
                     logprobs = step.logprobs if self._chat.logprobs else None
                     yield event(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tiny_models.engine import Generation, Sampling
+from tiny_models.engine import Generation, Prompt, Sampling
 from tiny_models.server.errors import APIError, shutting_down
 from tiny_models.server.interface import Step
 
@@ -20,9 +20,9 @@ CONTEXT_IF_UNKNOWN = 2048  # tokens, for a model whose config names no limit
 class ModelEngine:
     """A model, its tokenizer and the one thread on which they work: an `Engine`.
 
-    Each step of each answer is one job in this thread's queue. An answer queues its
-    next step only after the last, so answers take turns, token by token, and the model
-    never runs twice at once on behalf of clients.
+    Each step of each answer, and each piece of a long prompt, is one job in this
+    thread's queue. An answer queues its next step only after the last, so answers take
+    turns, token by token, and the model never runs twice at once on behalf of clients.
     """
 
     def __init__(self, model, tokenizer, name: str | None = None):
@@ -91,11 +91,16 @@ class ModelEngine:
     async def answer(
         self, prompt_ids: list[int], samplings: list[Sampling]
     ) -> AsyncIterator[Step]:
-        prompt = torch.tensor([prompt_ids], device=self._model.device)  # (1, seq)
+        ids = torch.tensor([prompt_ids], device=self._model.device)  # (1, seq)
+        prompt = Prompt(self._model, ids, len(samplings))
+        while prompt.logits is None:
+            await self._run(prompt.step)
+            yield Step()
         generations = [
             Generation(self._model, self._tokenizer, prompt, sampling)
             for sampling in samplings
         ]
+        del prompt  # its cache goes when the last choice has gone its own way
         while any(generation.finish_reason is None for generation in generations):
             for index, generation in enumerate(generations):
                 if generation.finish_reason is None:
