@@ -66,10 +66,7 @@ class Answer:
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events, one JSON object each, then [DONE]."""
-        include_usage = (
-            self._chat.stream_options is not None
-            and self._chat.stream_options.include_usage
-        )
+        include_usage = self._chat.include_usage
         head = {**self._head, "object": "chat.completion.chunk"}
 
         def event(choices: list[dict], usage: dict | None = None) -> str:

@@ -3,31 +3,22 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
+    create_model,
 )
 
+from tiny_models.server.idle import (
+    IDLE,
+    IDLE_IN_MESSAGE,
+    IDLE_IN_STREAM_OPTIONS,
+    fields_of,
+)
+from tiny_models.server.strict import Strict
+
 MAX_CHOICES = 8
-
-
-class Strict(BaseModel):
-    """An object of the request: no field but these, and no type but theirs."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_unknown_is_enough(cls, data: Any) -> Any:
-        # To explain each of a hundred thousand would hold up the other clients.
-        if not isinstance(data, dict):
-            return data
-        first = next((k for k in data if k not in cls.model_fields), None)
-        return {k: v for k, v in data.items() if k in cls.model_fields or k == first}
 
 
 def _whole_number(number: Any) -> Any:
@@ -52,6 +43,8 @@ def _content_text(content: Any) -> Any:
     if not isinstance(content, list):
         return content  # pydantic says no
     for part in content:
+        if isinstance(part, dict):
+            part = {k: v for k, v in part.items() if v is not None}
         if not (
             isinstance(part, dict)
             and part.keys() == {"type", "text"}
@@ -62,14 +55,14 @@ def _content_text(content: Any) -> Any:
     return _content_text("".join(part["text"] for part in content))
 
 
-# What the API's answers may hold besides their text. An answer is sent back with the
-# next question, and the openai client's model_dump() writes these as null.
-ANSWER_FIELDS = {"refusal", "annotations", "audio", "function_call", "tool_calls"}
+_IdleInMessage = create_model(
+    "_IdleInMessage", __base__=Strict, **fields_of(IDLE_IN_MESSAGE)
+)
 
 
-class Message(Strict):
+class Message(_IdleInMessage):
     role: Literal["system", "developer", "user", "assistant"] = Field(
-        description='"system", "developer", "user" or "assistant"'
+        description='"system", "developer", "user" or "assistant"; there are no tools'
     )
     content: Annotated[
         str, BeforeValidator(_content_text, json_schema_input_type=str | list[TextPart])
@@ -77,17 +70,17 @@ class Message(Strict):
         description='a string, or a list of {"type": "text", "text": "..."} parts'
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {
-            k: v for k, v in data.items() if v is not None or k not in ANSWER_FIELDS
-        }
+    name: str | None = Field(
+        None, description="a string; the model's chat template gets it"
+    )
 
 
-class StreamOptions(Strict):
+_IdleInStreamOptions = create_model(
+    "_IdleInStreamOptions", __base__=Strict, **fields_of(IDLE_IN_STREAM_OPTIONS)
+)
+
+
+class StreamOptions(_IdleInStreamOptions):
     include_usage: bool = Field(False, description="true or false")
 
 
@@ -112,10 +105,14 @@ def _first_wrong_bias(biases: Any) -> Any:
     return biases
 
 
-class ChatRequest(Strict):
+_IdleInRequest = create_model("_IdleInRequest", __base__=Strict, **fields_of(IDLE))
+
+
+class ChatRequest(_IdleInRequest):
     """The body of POST /v1/chat/completions. null means the default.
 
-    A field's description says what is allowed; error messages quote it.
+    A field's description says what is allowed; error messages quote it. Of a key that
+    is given twice the last counts, as for most readers of JSON.
     """
 
     model: str = Field(description="the id of a model, a string")
@@ -176,10 +173,6 @@ class ChatRequest(Strict):
         0.0, ge=-2, le=2, description="a number from -2 to 2"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_default(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        optional = {k for k, f in cls.model_fields.items() if not f.is_required()}
-        return {k: v for k, v in data.items() if v is not None or k not in optional}
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import errno
+import ipaddress
 import os
 import socket
 import threading
@@ -22,8 +23,14 @@ class Server:
     base_url: for the client, "http://127.0.0.1:PORT/v1". port: the port. model: the id.
     """
 
-    def __init__(self, engine: Engine, listener: socket.socket):
+    def __init__(
+        self,
+        engine: Engine,
+        listener: socket.socket,
+        defaults: dict[str, float] | None = None,
+    ):
         host, self.port = listener.getsockname()[:2]
+        local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         host = f"[{host}]" if ":" in host else host
         self.base_url = f"http://{host}:{self.port}/v1"
@@ -31,14 +38,15 @@ class Server:
         self._engine = engine
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
-                build_app(engine),
+                build_app(engine, local=local, defaults=defaults),
                 loop="asyncio",
                 http="h11",
                 ws="none",
                 lifespan="off",
                 log_level="critical",
                 access_log=False,
-                timeout_graceful_shutdown=5,
+                backlog=128,
+                timeout_graceful_shutdown=2,
             )
         )
         # A daemon, so that a kernel or script that forgets close() can end.
@@ -56,6 +64,7 @@ class Server:
         atexit.register(self.close)
 
     async def _serve(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().set_exception_handler(_quietly_full)
         await self._uvicorn.serve([listener])
         # Clients that never read what was sent to them: let go of their sockets.
         await asyncio.sleep(0)
@@ -65,7 +74,7 @@ class Server:
 
     def close(self) -> None:
         """Stop. Answers in the making end with an error that says so; a client that
-        neither sends nor reads is given five seconds."""
+        neither sends nor reads is given two seconds."""
         atexit.unregister(self.close)
         self._engine.stop()
         self._uvicorn.should_exit = True
@@ -87,28 +96,67 @@ class Server:
         return f"Server({self.base_url}, model={self.model!r}{state})"
 
 
+def _quietly_full(loop: asyncio.AbstractEventLoop, context: dict) -> None:
+    """Where the process may open no more files, asyncio tries to accept a connection
+    again after a second. Until then it waits in the system's queue: no need to say so,
+    thousands of times."""
+    if getattr(context.get("exception"), "errno", None) not in (
+        errno.EMFILE,
+        errno.ENFILE,
+    ):
+        loop.default_exception_handler(context)
+
+
 def serve(
-    model, tokenizer, *, name: str | None = None, host: str = "127.0.0.1", port: int = 0
+    model,
+    tokenizer,
+    *,
+    name: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> Server:
     """Serve a loaded model over HTTP, from a thread of this process.
 
     name: the model's id for clients; by default the model's own name.
     port: 0 takes any free one. Raises OSError if the address cannot be had.
+    temperature, top_p: for requests that give none.
+    On a loopback address only requests for localhost are answered; on any other,
+    everybody who can reach it may use the server.
     The model is shared, not copied. The tokenizer is copied: a chat template set
     afterwards does not count. Where the environment names a proxy, `host` is added to
     NO_PROXY.
     """
-    return serve_engine(ModelEngine(model, tokenizer, name), host=host, port=port)
+    return serve_engine(
+        ModelEngine(model, tokenizer, name),
+        host=host,
+        port=port,
+        temperature=temperature,
+        top_p=top_p,
+    )
 
 
-def serve_engine(engine: Engine, *, host: str = "127.0.0.1", port: int = 0) -> Server:
+def serve_engine(
+    engine: Engine,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Server:
     """Serve any `Engine` (see `interface`). Closing the server closes the engine, and
     so does an address that cannot be had."""
     listener = None
     try:
+        if not 0 <= temperature <= 2:
+            raise ValueError(f"temperature is {temperature}, but must be from 0 to 2")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}, but must be above 0 and at most 1")
+        defaults = {"temperature": temperature, "top_p": top_p}
         _reach_without_proxy(host)
         listener = _listen(host, port)
-        return Server(engine, listener)
+        return Server(engine, listener, defaults)
     except BaseException:
         if listener is not None:
             listener.close()

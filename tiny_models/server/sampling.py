@@ -13,14 +13,23 @@ def conversation(chat: ChatRequest) -> list[dict[str, str]]:
         {
             "role": "system" if message.role == "developer" else message.role,
             "content": message.content,
+            **({} if message.name is None else {"name": message.name}),
         }
         for message in chat.messages
     ]
 
 
-def samplings(chat: ChatRequest, engine: Engine, prompt_tokens: int) -> list[Sampling]:
-    """One Sampling a choice. Raises APIError where fields contradict each other or the
-    model; a field alone has been checked by then."""
+def samplings(
+    chat: ChatRequest,
+    engine: Engine,
+    prompt_tokens: int,
+    defaults: dict[str, float],
+) -> list[Sampling]:
+    """One Sampling a choice. defaults: for fields that the request has not given.
+
+    Raises APIError where fields contradict each other or the model; a field alone has
+    been checked by then.
+    """
     wanted = [
         name
         for name in ("max_tokens", "max_completion_tokens")
@@ -28,20 +37,21 @@ def samplings(chat: ChatRequest, engine: Engine, prompt_tokens: int) -> list[Sam
     ]
     if len(wanted) == 2 and chat.max_tokens != chat.max_completion_tokens:
         raise APIError(
-            f"'max_tokens' is {chat.max_tokens} and 'max_completion_tokens' is "
-            f"{chat.max_completion_tokens}: they mean the same; give one of them.",
+            f"'max_tokens' is {shown(chat.max_tokens)} and 'max_completion_tokens' is "
+            f"{shown(chat.max_completion_tokens)}: they mean the "
+            "same; give one of them.",
             param="max_tokens",
             code="invalid_value",
         )
-    if chat.top_logprobs is not None and not chat.logprobs:
+    if chat.top_logprobs and not chat.logprobs:
         raise APIError(
             f"'top_logprobs' is {chat.top_logprobs}, but needs 'logprobs' to be true.",
             param="top_logprobs",
             code="invalid_value",
         )
-    if chat.stream_options is not None and not chat.stream:
+    if chat.include_usage and not chat.stream:
         raise APIError(
-            "'stream_options' needs 'stream' to be true.",
+            "'stream_options.include_usage' needs 'stream' to be true.",
             param="stream_options",
             code="invalid_value",
         )
@@ -56,10 +66,16 @@ def samplings(chat: ChatRequest, engine: Engine, prompt_tokens: int) -> list[Sam
                 code="invalid_value",
             )
 
+    def given(name: str) -> float:
+        missing = name in defaults and name not in chat.model_fields_set
+        return defaults[name] if missing else getattr(chat, name)
+
     left = engine.context - prompt_tokens
     max_tokens = getattr(chat, wanted[0]) if wanted else left
     if left < 1 or max_tokens > left:
-        asked = f" and '{wanted[0]}' asks for {max_tokens} more" if wanted else ""
+        asked = (
+            f" and '{wanted[0]}' asks for {shown(max_tokens)} more" if wanted else ""
+        )
         raise APIError(
             f"The model's context holds {engine.context} tokens, the last of them for "
             f"the answer. The messages take {prompt_tokens}{asked}. "
@@ -70,8 +86,8 @@ def samplings(chat: ChatRequest, engine: Engine, prompt_tokens: int) -> list[Sam
     return [
         Sampling(
             max_tokens=max_tokens,
-            temperature=chat.temperature,
-            top_p=chat.top_p,
+            temperature=given("temperature"),
+            top_p=given("top_p"),
             top_k=chat.top_k,
             seed=None if chat.seed is None else chat.seed + i,
             stop=tuple(chat.stop),
