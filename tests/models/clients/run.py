@@ -3,10 +3,11 @@
 For maintainers, since no client is a dependency of the course. In an environment of its
 own, with the course and with as many of the clients as wanted:
 
-    python -m venv /tmp/clients
-    /tmp/clients/bin/pip install -r requirements.txt -r tests/models/clients/clients.txt
-    npm install --prefix /tmp/clients ai @ai-sdk/openai-compatible openai
-    NODE_PATH=/tmp/clients/node_modules /tmp/clients/bin/python tests/models/clients/run.py
+    python -m venv ../clients
+    ../clients/bin/pip install -r requirements.txt -r tests/models/clients/clients.txt
+    npm install --prefix ../clients ai @ai-sdk/openai-compatible openai
+    export NODE_PATH=$PWD/../clients/node_modules
+    ../clients/bin/python tests/models/clients/run.py
 
 Names of clients as arguments run these alone. `--url URL --model NAME` takes a server
 that runs already, `--log FILE` the requests that it got, one JSON object a line. Prints
