@@ -1,13 +1,15 @@
 """Generation for the server: token ids in, one step at a time, text and logprobs out.
 
-A `Generation` is one answer in the making. Each call of `step` runs the model once,
-picks one token and returns the text that has become certain. Whoever calls `step`
-decides whose turn it is, so many answers can grow side by side.
+A `Prompt` is read once, for all the answers to it. A `Generation` is one answer in the
+making: each call of `step` picks one token and returns the text that has become
+certain. Whoever calls `step` decides whose turn it is, so many answers can grow side
+by side.
 
 The arithmetic follows `transformers` 5: the same processors in the same order, the
 same softmax and multinomial in float32, the same random numbers for the same seed.
 """
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +26,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 # Below this a division by the temperature overflows; what is left is greedy anyway.
 GREEDY_BELOW = 1e-5
+# A prompt of at most ONE_PASS tokens is read in one pass, a longer one in pieces of
+# PIECE tokens, each about half a second of two cores for the course's model.
+ONE_PASS, PIECE = 512, 256
 HALF_CHARACTER = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 
 
@@ -52,10 +57,48 @@ class Sampling:
     presence_penalty: float = 0.0
 
 
+class Prompt:
+    """A prompt that the model reads, for one or more answers.
+
+    ids: LongTensor (1, seq), on the model's device. answers: how many will `fork` it.
+
+    Up to ONE_PASS tokens the logits are bit for bit those of `generate`. A longer
+    prompt is read in pieces, so that others get their turn in between: bit for bit as
+    `generate(..., prefill_chunk_size=PIECE)` does, whose float32 sums are added in
+    another order than those of one pass. The logits then differ in the last digits (by
+    up to 4e-5 for the course's model), which may once in a long while change a token.
+    """
+
+    def __init__(self, model, ids: torch.Tensor, answers: int = 1):
+        self.ids = ids
+        self.logits: torch.Tensor | None = None  # (1, vocab) float32, once all is read
+        self._model, self._cache, self._answers = model, None, answers
+        size = ids.shape[1]
+        self._pieces = list(ids.split(size if size <= ONE_PASS else PIECE, dim=1))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Read the next piece. The last one sets `logits`."""
+        logits, self._cache = forward(self._model, self._pieces.pop(0), self._cache)
+        if not self._pieces:
+            self.logits = logits
+
+    def fork(self):
+        """The cache, for an answer to grow: a copy, but for the last that asks."""
+        self._answers -= 1
+        return copy.deepcopy(self._cache) if self._answers else self._cache
+
+
+def forward(model, ids: torch.Tensor, cache) -> tuple[torch.Tensor, object]:
+    """ids (1, seq) after what is cached -> the last logits (1, vocab), and the cache"""
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1].float(), out.past_key_values
+
+
 class Generation:
     """One answer to one prompt, grown by `step`.
 
-    prompt_ids: LongTensor (1, seq), on the model's device.
+    prompt: has been read.
     finish_reason: None while unfinished; "stop" after EOS or a stop string; "length"
     after max_tokens. completion_tokens counts every sampled token, EOS included.
 
@@ -63,21 +106,20 @@ class Generation:
     are not part of the text.
     """
 
-    def __init__(self, model, tokenizer, prompt_ids: torch.Tensor, sampling: Sampling):
+    def __init__(self, model, tokenizer, prompt: Prompt, sampling: Sampling):
         self.finish_reason: str | None = None
         self.completion_tokens = 0
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._eos_ids = eos_token_ids(model, tokenizer)
         self._processors = logits_processors(sampling)
-        self._generator = torch.Generator(prompt_ids.device)
+        self._generator = torch.Generator(prompt.ids.device)
         if sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
 
-        self._next_input = prompt_ids  # what the model has not seen: (1, seq), then 1
-        self._cache = None
-        self._new_ids = prompt_ids[:, :0]  # (1, new)
+        self._prompt, self._cache = prompt, None
+        self._new_ids = prompt.ids[:, :0]  # (1, new)
 
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(sampling.stop)
@@ -97,20 +139,17 @@ class Generation:
         if self.finish_reason is not None:
             raise RuntimeError("this generation has finished; look at finish_reason")
 
-        # 1. one forward pass: the prompt the first time, then the token just sampled
-        out = self._model(
-            input_ids=self._next_input,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._cache = out.past_key_values
-        logits = out.logits[:, -1].float()  # (1, vocab)
+        # 1. one forward pass, of the token just sampled; the prompt has had its own
+        if self.completion_tokens == 0:
+            logits, self._cache = self._prompt.logits, self._prompt.fork()
+            self._prompt = None  # the memory is needed elsewhere
+        else:
+            last = self._new_ids[:, -1:]
+            logits, self._cache = forward(self._model, last, self._cache)
 
         # 2. one token
         token = self._pick(logits)  # (1, 1)
         token_id = token.item()
-        self._next_input = token
         self._new_ids = torch.cat([self._new_ids, token], dim=1)
         self.completion_tokens += 1
         ended = token_id in self._eos_ids
@@ -139,7 +178,7 @@ class Generation:
         elif finished:
             self.finish_reason = "length"
         if self.finish_reason is not None:
-            self._cache = None  # the memory is needed elsewhere
+            self._cache = None
         return text, self._release_logprobs(everything=finished and not stopped)
 
     def _pick(self, logits: torch.Tensor) -> torch.Tensor:

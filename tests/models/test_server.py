@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,11 +27,14 @@ from tiny_models import ScriptedModel, random_gpt2, random_llama, serve
 from tiny_models.engine import (
     AdditivePenalties,
     Detokenizer,
+    Prompt,
     StopStrings,
     printable,
     token_bytes,
 )
 from tiny_models.server import ChatRequest
+from tiny_models.server.command import open_to_others, own_address
+from tiny_models.server.idle import IDLE
 
 torch.set_num_threads(1)
 
@@ -299,7 +303,8 @@ def test_choice_i_has_the_seed_plus_i(server, model, tokenizer):
 def test_null_means_the_default(server):
     fields = ChatRequest.model_fields
     optional = [name for name, field in fields.items() if not field.is_required()]
-    assert len(optional) == 15
+    own = [name for name in optional if name not in IDLE]
+    assert len(own) == 15
     nothing = {**dict.fromkeys(optional), "seed": 4, "max_tokens": 24}
     assert text_of(chat(server, **nothing)) == text_of(
         chat(server, seed=4, max_tokens=24, temperature=1, top_p=1, top_k=0)
@@ -761,15 +766,32 @@ BAD_FIELDS = [
     ({"messages": [{**WRONG, "content": 5}]}, "messages[0].content", "5"),
     ({"messages": [{**WRONG, "content": None}]}, "messages[0].content", "null"),
     ({"messages": [{**WRONG, "content": [{"type": "image_url"}]}]}, None, "image_url"),
-    ({"messages": [{**WRONG, "tool_calls": []}]}, "messages[0].tool_calls", "[]"),
-    ({"messages": [{**WRONG, "name": None}]}, "messages[0].name", "null"),
-    ({"messages": [{**WRONG, "name": "Bo"}]}, "messages[0].name", "role, content"),
+    ({"messages": [{**WRONG, "name": 5}]}, "messages[0].name", "a string"),
+    ({"messages": [{**WRONG, "nom": "Bo"}]}, "messages[0].nom", "role, content"),
+    ({"messages": [{**WRONG, "tool_calls": [{}]}]}, "messages[0].tool_calls", "[{}]"),
     ({"messages": [*HI, {"role": "user"}]}, "messages[1].content", "missing"),
     ({"stream": "yes"}, "stream", '"yes"'),
     ({"stream": 1}, "stream", "1"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "include_usage"),
     ({"stream": True, "stream_options": 3}, "stream_options", "3"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "'stream'"),
+    ({"foo": 5}, "foo", "top_logprobs"),
+    ({"tools": [{}], "tool_choice": "required"}, "tools", "ask in the prompt"),
+    ({"tool_choice": "required"}, "tool_choice", '"none"'),
+    ({"parallel_tool_calls": True, "tools": [{}]}, "tools", "has no tools"),
+    ({"tools": [{}], "messages": [{**WRONG, "role": "tool"}]}, "tools", "no tools"),
+    ({"user": 5}, "user", "5"),
+    ({"store": True}, "store", "keeps nothing"),
+    ({"store": 0}, "store", "false"),
+    ({"metadata": {"a": "b"}}, "metadata", '{"a": "b"}'),
+    ({"modalities": ["text", "audio"]}, "modalities", "audio"),
+    ({"service_tier": "flex"}, "service_tier", '"auto"'),
+    ({"min_p": 0.1}, "min_p", "0.1"),
+    ({"min_p": False}, "min_p", "false"),
+    ({"repetition_penalty": 1.1}, "repetition_penalty", "1.1"),
+    ({"ignore_eos": True}, "ignore_eos", "logit_bias"),
+    ({"ignore_eos": 0}, "ignore_eos", "0"),
+    ({"max_tokens": 10**400}, "max_tokens", "000..."),
     ({"max_tokens": 0}, "max_tokens", "0"),
     ({"max_tokens": "9"}, "max_tokens", '"9"'),
     ({"max_completion_tokens": -1}, "max_completion_tokens", "-1"),
@@ -784,7 +806,8 @@ BAD_FIELDS = [
     ({"top_k": 1.5}, "top_k", "1.5"),
     ({"seed": "one"}, "seed", '"one"'),
     ({"seed": 2**63}, "seed", str(2**63)),
-    ({"stop": ""}, "stop[0]", '""'),
+    ({"stop": ""}, "stop", "one character or more"),
+    ({"stop": ["a", ""]}, "stop[1]", '""'),
     ({"stop": ["a", 5]}, "stop[1]", "5"),
     ({"stop": 5}, "stop", "5"),
     ({"stop": list("abcde")}, "stop", "up to 4"),
@@ -803,10 +826,7 @@ BAD_FIELDS = [
     ({"logit_bias": {"99999": 1}}, "logit_bias", '"99999"'),
     ({"frequency_penalty": 2.5}, "frequency_penalty", "2.5"),
     ({"presence_penalty": -3}, "presence_penalty", "-3"),
-    ({"tools": []}, "tools", "top_logprobs"),
-    ({"tools": None}, "tools", "null"),
     ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
-    ({"user": "me"}, "user", '"me"'),
 ]
 
 
@@ -822,6 +842,67 @@ def test_a_bad_field_gives_400_and_is_named(server, fields, param, quoted):
         assert error["param"] == param
         assert f"'{param}" in error["message"]
     assert quoted in error["message"]
+
+
+def json_kinds(schema):
+    """Values that fit the schema of a field that asks for nothing, for a few kinds."""
+    for part in schema["anyOf"]:
+        if "const" in part or "enum" in part:
+            yield from part.get("enum", [part.get("const")])
+        elif "$ref" in part:
+            yield {"type": "text"}
+        elif part["type"] == "array":
+            yield ["text"] if part.get("minItems") else []
+        else:
+            yield {
+                "object": {},
+                "null": None,
+                "string": "me",
+                "boolean": True,
+                "number": part.get("minimum"),
+            }[part["type"]]
+
+
+def test_what_asks_for_nothing_is_obeyed(server):
+    asked = {"seed": 4, "max_tokens": 6}
+    expected = text_of(chat(server, **asked))
+    for fields in (
+        {"user": "me", "tools": None, "store": False, "metadata": {}, "nothing": None},
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": False},
+        {"response_format": {"type": "text"}, "modalities": ["text"]},
+        {"service_tier": "auto", "min_p": 0, "repetition_penalty": 1},
+        {"ignore_eos": False, "top_logprobs": 0, "top_k": 0, "min_p": 0.0},
+        {"stream_options": {"include_usage": False, "more": None}},
+        {"messages": [{**HI[0], "name": "Bo", "tool_calls": [], "more": None}]},
+    ):
+        assert text_of(chat(server, **{**asked, **fields})) == expected, fields
+
+
+def test_each_value_that_the_description_calls_nothing_is_obeyed(server):
+    root = server.base_url.removesuffix("/v1")
+    schemas = httpx.get(f"{root}/openapi.json").json()["components"]["schemas"]
+    properties = schemas["ChatRequest"]["properties"]
+    assert properties.keys() == ChatRequest.model_fields.keys()
+    values = {name: list(json_kinds(properties[name])) for name in IDLE}
+    assert values["min_p"] == [0, None]
+    assert values["store"] == [False, None]
+    asked = {"seed": 4, "max_tokens": 2}
+    expected = text_of(chat(server, **asked))
+    for place in range(3):
+        fields = {
+            name: options[place % len(options)] for name, options in values.items()
+        }
+        assert text_of(chat(server, **asked, **fields)) == expected
+
+
+def test_the_name_in_a_message_reaches_the_template(model):
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.name }}{% endfor %}"
+    with serve(model, tokenizer) as server:
+        messages = [{**HI[0], "name": "abc"}]
+        assert chat(server, messages=messages, max_tokens=1)["usage"][
+            "prompt_tokens"
+        ] == len(tokenizer("abc")["input_ids"])
 
 
 @pytest.mark.parametrize(
@@ -893,12 +974,109 @@ def test_a_wrong_model_gives_404_and_the_models_there_are(client):
         ("GET", "/nothing", 404),
         ("POST", "/completions", 404),
         ("DELETE", "/models", 405),
+        ("POST", "/" + "x" * 400, 404),
     ],
 )
 def test_an_unknown_url_gives_an_openai_shaped_error(server, method, path, status):
     response = httpx.request(method, server.base_url + path)
     assert response.status_code == status
     assert "/v1/chat/completions" in response.json()["error"]["message"]
+    assert "x" * 100 not in response.text
+    assert response.headers.get("allow") == ("GET" if status == 405 else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        ("/responses", "use_responses_api=False"),
+        ("/completions", "local-chat-completions"),
+        ("/embeddings", "another provider"),
+    ],
+)
+def test_another_way_to_ask_a_model_is_told_the_way_out(server, path, way):
+    response = httpx.post(server.base_url + path, json={})
+    assert response.status_code == 404
+    assert way in response.json()["error"]["message"]
+
+
+def test_a_look_at_the_server_gives_a_line(server):
+    root = server.base_url.removesuffix("/v1")
+    for path in ("/", "/health", "/v1", "/v1/", "/health/"):
+        response = httpx.get(root + path)
+        assert (response.status_code, response.text.count("\n")) == (200, 1)
+        assert "tiny" in response.text
+        assert httpx.head(root + path).status_code == 200
+
+
+def test_a_slash_at_the_end_changes_nothing(server):
+    listed = httpx.get(f"{server.base_url}/models/")
+    assert listed.json() == httpx.get(f"{server.base_url}/models").json()
+    assert httpx.get(f"{server.base_url}/models/tiny/").json()["id"] == "tiny"
+    body = {"model": "tiny", "messages": HI, "max_tokens": 1}
+    asked = httpx.post(f"{server.base_url}/chat/completions/", json=body, timeout=60)
+    assert asked.status_code == 200
+
+
+def test_no_page_loads_scripts_from_elsewhere(server):
+    root = server.base_url.removesuffix("/v1")
+    for path in ("/docs", "/redoc"):
+        response = httpx.get(root + path)
+        assert response.status_code == 404
+        assert "<script" not in response.text
+
+
+def test_every_answer_has_a_request_id(server):
+    answers = [httpx.get(f"{server.base_url}{path}") for path in ("/models", "/no")]
+    answers.append(post(server, {"model": "tiny"}))
+    answers.append(post(server, content=b"{", headers={"host": "example.org"}))
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 4
+    named = httpx.get(f"{server.base_url}/models", headers={"x-request-id": "mine-1"})
+    assert named.headers["x-request-id"] == "mine-1"
+    too_long = httpx.get(
+        f"{server.base_url}/models", headers={"x-request-id": "x" * 999}
+    )
+    assert len(too_long.headers["x-request-id"]) < 100
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LocalHost:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("127.8.9.10", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("example.org", 403),
+        ("example.org:8000", 403),
+        ("127.0.0.1.example.org", 403),
+        ("localhost.example.org", 403),
+        ("192.168.0.1", 403),
+        ("0.0.0.0", 403),
+        ("[::2]", 403),
+        ("127.1", 403),
+    ],
+)
+def test_on_loopback_only_names_of_loopback_are_answered(server, host, status):
+    for path in ("/models", "/health", "/no"):
+        response = httpx.get(server.base_url + path, headers={"host": host})
+        assert (response.status_code == 403) == (status == 403)
+        if status == 403:
+            assert "localhost" in response.json()["error"]["message"]
+            assert "tiny" not in response.text
+
+
+def test_a_request_without_a_host_is_answered(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
+        assert client.makefile("rb").readline().startswith(b"HTTP/1.1 200")
+
+
+def test_on_the_network_every_host_is_answered(model, tokenizer):
+    with serve(model, tokenizer, host="0.0.0.0") as server:
+        answer = httpx.get(f"{server.base_url}/models", headers={"host": "my-desktop"})
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -1014,6 +1192,155 @@ def test_a_client_that_hangs_up_stops_its_generation(model, tokenizer, stream):
         assert len(watched.caches) <= 3 + 80 + 5
 
 
+# --- prompts: read once, long ones in pieces ---
+
+LONG = 1100  # tokens: more than four pieces
+
+
+@pytest.fixture(scope="module")
+def roomy(tokenizer):
+    return random_llama(vocab_size=len(tokenizer), max_position_embeddings=2048)
+
+
+def long_messages(tokenizer, tokens=LONG):
+    """A message that makes a prompt of so many tokens."""
+    messages = [{"role": "user", "content": ""}]
+    empty = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    words = "z " * tokens
+    ids = tokenizer(words)["input_ids"][: tokens - len(empty["input_ids"])]
+    return [{"role": "user", "content": tokenizer.decode(ids)}]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options"), [(512, {}), (513, {"prefill_chunk_size": 256})]
+)
+def test_a_prompt_gives_the_text_of_generate(roomy, tokenizer, tokens, options):
+    """In one pass up to 512 tokens, else as generate reads it in pieces of 256."""
+    messages = long_messages(tokenizer, tokens)
+    watched = Watched(roomy)
+    with serve(watched, tokenizer) as server:
+        for seed in (0, 1):
+            expected = local_text(
+                roomy, tokenizer, messages=messages, seed=seed, **options
+            )
+            got = chat(server, messages=messages, seed=seed, max_tokens=24)
+            assert got["usage"]["prompt_tokens"] == tokens
+            assert text_of(got) == expected
+
+
+def test_the_logits_of_a_prompt_are_those_of_generate_bit_for_bit(roomy):
+    for tokens, options in ((512, {}), (1100, {"prefill_chunk_size": 256})):
+        ids = torch.arange(tokens)[None] % 250 + 3
+        prompt = Prompt(roomy, ids)
+        while prompt.logits is None:
+            prompt.step()
+        out = roomy.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=1,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **options,
+        )
+        assert torch.equal(prompt.logits, out.logits[0])
+
+
+def test_while_a_long_prompt_is_read_others_get_their_turn(roomy, tokenizer):
+    lengths = []
+
+    def model(**inputs):
+        lengths.append(inputs["input_ids"].shape[1])
+        time.sleep(0.02)
+        return roomy(**inputs)
+
+    watched = Watched(roomy)
+    watched.__class__ = type(
+        "Measured", (Watched,), {"__call__": lambda s, **i: model(**i)}
+    )
+    go_on = {"logit_bias": {"2": -100}}
+    with serve(watched, tokenizer) as server, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(chat, server, max_tokens=60, **go_on)
+        while len(lengths) < 3:
+            time.sleep(0.001)
+        chat(server, messages=long_messages(tokenizer), max_tokens=1)
+        other.result()
+    pieces = [i for i, length in enumerate(lengths) if length > 20]
+    assert [lengths[i] for i in pieces][-5:] == [256] * 4 + [LONG - 4 * 256]
+    # Between each piece and the next one a token of the other answer.
+    between = zip(pieces[-5:], pieces[-4:], strict=False)
+    assert all(1 in lengths[a:b] for a, b in between)
+
+
+def test_a_hang_up_while_the_prompt_is_read_stops_the_reading(roomy, tokenizer):
+    gate = threading.Semaphore(0)
+    watched = Watched(roomy, before=gate.acquire)
+    with serve(watched, tokenizer) as server:
+        body = {"model": server.model, "messages": long_messages(tokenizer)}
+        gate.release(1)
+        try:
+            url = f"{server.base_url}/chat/completions"
+            patience = httpx.Timeout(60, read=1)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, json=body, timeout=patience)
+            assert len(watched.caches) == 1
+        finally:
+            gate.release(10_000)
+        chat(server, max_tokens=1)
+        assert len(watched.caches) <= 3  # the piece under way, and this one's prompt
+
+
+def test_n_choices_run_the_prompt_once_and_get_the_same_texts(model, tokenizer):
+    watched = Watched(model)
+    expected = [local_text(model, tokenizer, seed=5 + i) for i in range(8)]
+    keep = {"logit_bias": {"2": -100}}
+    with serve(watched, tokenizer) as server:
+        got = chat(server, seed=5, n=8, max_tokens=24)
+        assert [text_of(got, i) for i in range(8)] == expected
+        calls = len(watched.caches)
+        chat(server, n=8, max_tokens=4, **keep)
+        assert len(watched.caches) == calls + 1 + 8 * 3
+
+
+def test_the_role_leaves_with_the_first_token(model, tokenizer):
+    gate = threading.Semaphore(0)
+    watched = Watched(model, before=gate.acquire)
+    with serve(watched, tokenizer) as server:
+        body = {"model": server.model, "messages": HI, "stream": True, "n": 2}
+        body |= {"logit_bias": always(tokenizer, "the"), "max_tokens": 2}
+        url = f"{server.base_url}/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            lines, got = response.iter_lines(), []
+            reader = threading.Thread(target=lambda: got.extend(lines))
+            reader.start()
+            reader.join(0.3)
+            assert got == []  # the prompt has not been run
+            gate.release(100)
+            reader.join(60)
+    chunks = [json.loads(line[6:]) for line in got if line.startswith("data: {")]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    role = {"role": "assistant", "content": ""}
+    assert deltas[:4] == [role, {"content": "the"}] * 2
+
+
+# --- defaults of the server, not of the request ---
+
+
+def test_a_servers_defaults_count_only_where_the_request_says_nothing(model, tokenizer):
+    with serve(model, tokenizer, temperature=0, top_p=0.5) as server:
+        greedy = local_text(model, tokenizer)
+        assert text_of(chat(server, max_tokens=24)) == greedy
+        assert text_of(chat(server, max_tokens=24, temperature=None)) == greedy
+        expected = local_text(model, tokenizer, seed=3)
+        got = chat(server, max_tokens=24, seed=3, temperature=1, top_p=1)
+        assert text_of(got) == expected
+        expected = local_text(model, tokenizer, seed=3, top_p=0.5)
+        assert text_of(chat(server, max_tokens=24, seed=3, temperature=1)) == expected
+    for wrong in ({"temperature": 3}, {"top_p": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            serve(model, tokenizer, **wrong)
+
+
 # --- starting and stopping ---
 
 
@@ -1111,28 +1438,111 @@ print("bye")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent alone on Windows")
-def test_the_command_serves_until_ctrl_c(tmp_path, model, tokenizer):
+def test_the_command_ends_in_seconds_however_long_the_prompt(tmp_path, tokenizer):
+    """By SIGTERM as by Ctrl-C, and a second one changes nothing. The prompt being read
+    would take minutes: each piece waits a second."""
+    model = random_llama(vocab_size=len(tokenizer), max_position_embeddings=10**6)
     model.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
-    command = [sys.executable, "-m", "tiny_models.server", "--port", "0"]
+    program = """
+import sys, time, runpy
+import tiny_models.engine as engine
+forward = engine.forward
+def slow(model, ids, cache):
+    print("piece", flush=True)
+    time.sleep(0.3)
+    return forward(model, ids, cache)
+engine.forward = slow
+sys.argv = ["server", "--port", "0", "--host", "0.0.0.0", "--model", sys.argv[1]]
+runpy.run_module("tiny_models.server", run_name="__main__")
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "small")]
     # A suite in the background ignores Ctrl-C, and its children would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [*command, "--model", str(tmp_path / "small")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    started = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     signal.signal(signal.SIGINT, before)
     try:
-        line = process.stdout.readline()
-        base_url = next(word for word in line.split() if word.startswith("http"))
-        assert httpx.get(f"{base_url}/models").json()["data"][0]["id"] == "small"
+        for process, number in zip(
+            started, (signal.SIGINT, signal.SIGTERM), strict=True
+        ):
+            line = process.stdout.readline()
+            base_url = next(word for word in line.split() if word.startswith("http"))
+            assert "Anyone on the network" in process.stdout.readline()
+            assert httpx.get(f"{base_url}/models").json()["data"][0]["id"] == "small"
+            body = {"model": "small", "messages": long_messages(tokenizer, 100_000)}
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(
+                    httpx.post, f"{base_url}/chat/completions", json=body, timeout=60
+                )
+                assert process.stdout.readline() == "piece\n"
+                start = time.monotonic()
+                process.send_signal(number)
+                time.sleep(0.05)
+                process.send_signal(number)
+                assert asked.result().json()["error"]["code"] == "shutting_down"
+            _, errors = process.communicate(timeout=60)
+            assert (process.returncode, errors) == (0, "")
+            assert time.monotonic() - start < 10  # a second or two if nobody else works
     finally:
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert errors == ""
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_the_command_says_who_may_use_it_and_gives_an_address_that_works(
+    model, tokenizer
+):
+    assert open_to_others("127.0.0.1", 8000) is None
+    assert open_to_others("localhost", 8000) is None
+    line = open_to_others("0.0.0.0", 8000)
+    assert "Anyone on the network may use this server" in line
+    own = own_address(socket.AF_INET)
+    if own is not None:
+        assert f"http://{own}:8000/v1" in line
+        with serve(model, tokenizer, host="0.0.0.0") as server:
+            assert httpx.get(f"http://{own}:{server.port}/v1/models").status_code == 200
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_more_connections_than_open_files_are_waited_for_in_silence():
+    """300 of them where 256 files are allowed printed 26,000 tracebacks."""
+    program = """
+import resource, socket, sys, time
+sys.path.insert(0, sys.argv[1])
+from test_server import *
+from tiny_models.server.command import allow_more_files
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+allow_more_files()
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 4096)
+tokenizer = byte_level_tokenizer()
+with serve(random_llama(vocab_size=len(tokenizer)), tokenizer) as server:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    mine = []
+    try:
+        for _ in range(80):
+            mine.append(socket.create_connection(("127.0.0.1", server.port), 5))
+    except OSError:
+        pass
+    time.sleep(2.5)
+    for connection in mine:
+        connection.close()
+    time.sleep(1.5)
+    print(len(mine) > 20, chat(server, max_tokens=1)["object"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, os.path.dirname(__file__)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "True chat.completion\n"
 
 
 def test_the_command_says_in_one_line_what_is_wrong(

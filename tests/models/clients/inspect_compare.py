@@ -3,9 +3,9 @@
 The same evaluation runs twice in the same harness: on the course's model through our
 HTTP server (Inspect's `openai-api` provider), and on the same weights loaded locally
 (its `hf` provider). Answers, scores and log-probabilities should be the same. For
-maintainers, in an environment that has the course and, in addition, inspect_ai 0.3.285:
+maintainers, in the environment that run.py describes:
 
-    HF_HUB_OFFLINE=1 python tests/models/harness/inspect_ai_compare.py
+    HF_HUB_OFFLINE=1 ../clients/bin/python tests/models/clients/inspect_compare.py
 
 Prints for each way the accuracy, and the largest difference between log-probabilities.
 Ends with 1 if answers differ or a log-probability differs by more than 0.001.

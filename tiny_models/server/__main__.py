@@ -1,0 +1,5 @@
+"""`python -m tiny_models.server`"""
+
+from tiny_models.server.command import main
+
+main()
