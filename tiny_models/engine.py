@@ -276,7 +276,7 @@ def _special_ids(tokenizer) -> set[int]:
 
 
 def _is_byte_token(tokenizer, token_id: int) -> bool:
-    """Whether the token is one of SentencePiece's for a single byte, <0x00> to <0xFF>."""
+    """Whether it is one of SentencePiece's for a single byte, <0x00> to <0xFF>."""
     name_of = getattr(tokenizer, "convert_ids_to_tokens", lambda token_id: "")
     return re.fullmatch("<0x[0-9A-F]{2}>", name_of(token_id) or "") is not None
 
