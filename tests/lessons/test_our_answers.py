@@ -2,14 +2,17 @@
 
 import ast
 import os
+import random
 
 import httpx
 import pytest
+import torch
 from openai import OpenAI
 
 from course.making.answers import reference
 from course.paths import SOLUTIONS
 from tests.lessons.test_01_calling_a_model import FakeClient, chunk, completion
+from tiny_models.toy_tokenizer import byte_fallback_tokenizer, toy_tokenizer
 
 HI = ({"role": "user", "content": "Hi"},)
 
@@ -87,3 +90,59 @@ def client_stream(client, request):
     with client.chat.completions.create(**request) as stream:
         pass
     return stream
+
+
+# --- lessons 03 to 05 -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sampling_of_half_precision_logits_is_that_of_float32(dtype):
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0)) * 9
+    half = logits.to(dtype)
+    for draw in (
+        lambda x: reference("pick_sample")(x, 1e-4),  # 9 / 1e-4 is no float16 number
+        lambda x: reference("pick_sample")(x, 1.3),
+        lambda x: reference("sample_top_k")(x, 7, 1e-4),
+        lambda x: reference("sample_top_k")(x, 0, 1.3),
+    ):
+        torch.manual_seed(0)
+        oracle = draw(half.float())
+        torch.manual_seed(0)
+        assert torch.equal(draw(half), oracle)
+    mass = reference("kept_mass")(half, 20)
+    assert torch.equal(mass, reference("kept_mass")(half.float(), 20))
+
+
+@pytest.mark.parametrize("make", [toy_tokenizer, byte_fallback_tokenizer])
+def test_streamed_pieces_join_to_decode_whatever_the_tokens(make):
+    draw, tokenizer = random.Random(1), make()
+    bytes_ = b"\xc3\xa9\xe6\x9d\xb1\xf0\x9f\xa6\x8a\xff\xef\xbf\xbda "
+    if make is toy_tokenizer:
+        likely = [
+            0,
+            1,
+            2,
+            *tokenizer("é東\ufffda b", add_special_tokens=False).input_ids,
+        ]
+    else:  # byte b has the id 3 + b
+        likely = [*range(3), *(3 + byte for byte in bytes_), *range(259, 272)]
+    for _ in range(500):
+        ids = draw.choices(likely, k=draw.randint(0, 12))
+        pieces = list(reference("stream_tokens")(tokenizer, iter(ids)))
+        assert "" not in pieces
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True), ids
+
+
+def test_a_run_of_real_replacement_signs_is_not_held_to_the_end():
+    ids = toy_tokenizer()("\ufffd" * 9 + "a", add_special_tokens=False).input_ids
+    asked = []
+    tokens = (asked.append(token) or token for token in ids)
+    pieces = reference("stream_tokens")(toy_tokenizer(), tokens)
+    assert next(pieces) == "\ufffd"
+    assert len(asked) <= 4  # the first sign is sure when the second one begins
+    assert "".join(pieces) == "\ufffd" * 8 + "a"
+
+
+def test_a_string_for_the_list_of_stop_strings_is_a_sentence():
+    with pytest.raises(TypeError, match=r"should be a list, as \['END'\]"):
+        list(reference("stop_at")(iter(["a"]), "END"))
