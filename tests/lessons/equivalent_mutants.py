@@ -5,6 +5,9 @@ exercise -> {change, as `python start.py trust` prints it: reason}
 # ruff: noqa: E501
 
 ONE_CHOICE = "there is one choice, since nobody asked for more"
+ONE_TOKEN = "one token was asked for, and a second one has no alternatives here"
+NULL = "for several answers and nulls, of which tests/lessons/test_our_answers.py asks"
+OURS = "asked of our answer alone, in tests/lessons/test_our_answers.py"
 BEFORE_THE_TEMPERATURE = "the API reports log-probabilities before the temperature"
 DEFAULT = "return_dict=True is the default since transformers 5"
 ONE_ROW = "there is one row"
@@ -20,22 +23,26 @@ LAST = "after the last step no beam runs, so the search is over"
 MORE = "more candidates change nothing: K may end, K go on"
 
 EQUIVALENT = {
+    "ask": {
+        "0].message.content or '' → 0].message.content": NULL,
+    },
     "stream_text": {
-        "and chunk.choices[0].delta.content: → and chunk.choices[-1].delta.content:": (
-            ONE_CHOICE
-        ),
-        "yield chunk.choices[0].delta.content → yield chunk.choices[-1].delta.content": (
-            ONE_CHOICE
-        ),
+        ": if choice.index == 0 and choice.delta and choice.delta.content: yield → "
+        ": if choice.delta.content: yield": NULL,
     },
     "top_alternatives": {
-        "max_tokens=1, temperature=0, logprobs=True, top_logprobs → "
-        "max_tokens=1, logprobs=True, top_logprobs": BEFORE_THE_TEMPERATURE,
+        "max_completion_tokens=1, temperature=0, logprobs=True, top_logprobs → "
+        "max_completion_tokens=1, logprobs=True, top_logprobs": BEFORE_THE_TEMPERATURE,
         "=1, temperature=0, logprobs=True, → =1, temperature=1, logprobs=True,": (
             BEFORE_THE_TEMPERATURE
         ),
-        "= response.choices[0].logprobs.content[ → "
-        "= response.choices[-1].logprobs.content[": ONE_CHOICE,
+        ") first = (response.choices[0].logprobs.content or [])[:1] return → "
+        ") first = response.choices[0].logprobs.content[:1] return": NULL,
+        "[])[:1] return [( → [])[:] return [(": ONE_TOKEN,
+        "[])[:1] return [( → [])[:2] return [(": ONE_TOKEN,
+        "(response.choices[0].logprobs.content → (response.choices[-1].logprobs.content": (
+            ONE_CHOICE
+        ),
     },
     "build_prompt": {
         "return_tensors='pt', return_dict=True) → return_tensors='pt')": DEFAULT,
