@@ -381,6 +381,14 @@ def test_bytes_that_are_no_text_do_not_block_the_rest(stream_tokens):
     )
 
 
+def test_half_a_character_before_a_whole_one(stream_tokens):
+    tokenizer = toy_tokenizer()
+    ids = [bytes_of("é")[0], *bytes_of("é"), *bytes_of("a")]
+    oracle = tokenizer.decode(ids, skip_special_tokens=True)
+    got = "".join(stream_tokens(tokenizer, iter(ids)))
+    expect.value(got, oracle, "the joined pieces of half an 'é', then 'éa',")
+
+
 def test_asks_for_a_token_only_when_it_needs_one(stream_tokens):
     asked = []
 

@@ -503,6 +503,21 @@ def strips_each_piece(tokenizer, token_ids):
     return (piece for piece in pieces if piece)
 
 
+@wrong("stream_tokens", "test_half_a_character_before_a_whole_one", "should give")
+def whatever_is_new(tokenizer, token_ids):
+    """Where a sign is final and the next is not, it hands out both."""
+    ids, sent = [], 0
+    for token in token_ids:
+        ids.append(token)
+        text = text_of(tokenizer, ids)
+        ready = len(text) - text.endswith("\ufffd")
+        if ready > sent:
+            yield text[sent:]
+            sent = ready
+    if text_of(tokenizer, ids)[sent:]:
+        yield text_of(tokenizer, ids)[sent:]
+
+
 @wrong("stream_tokens", "test_asks_for_a_token_only_when_it_needs_one", "Yield inside")
 def collects_first(tokenizer, token_ids):
     """Waits for the whole text."""
