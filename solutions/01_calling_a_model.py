@@ -52,6 +52,11 @@ from course.kit import figures
 from tiny_models import load, serve
 
 if os.environ.get("OPENAI_BASE_URL"):
+    if not os.environ.get("OPENAI_MODEL"):
+        raise RuntimeError(
+            "OPENAI_BASE_URL is set and OPENAI_MODEL is not: set it to the name of "
+            "one of the provider's models, and restart the kernel."
+        )
     client, model = OpenAI(), os.environ["OPENAI_MODEL"]
 else:
     local_model, tokenizer = load()
@@ -85,7 +90,7 @@ print(usage.prompt_tokens, "tokens in,", usage.completion_tokens, "tokens out")
 # difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 4 lines
 #
 # Send the messages and return the text of the first choice. Everything in `options` goes to
-# the API as it is.
+# the API as it is, and nothing else does; the messages are left as they are.
 #
 # By hand: if the API answers `{"choices": [{"message": {"role": "assistant", "content":
 # "Hi!"}, ...}], ...}`, then `ask` returns `"Hi!"`.
@@ -99,11 +104,12 @@ print(usage.prompt_tokens, "tokens in,", usage.completion_tokens, "tokens out")
 def ask(client: OpenAI, model: str, messages: list[dict], **options) -> str:
     """The text of the model's answer.
 
-    options: further fields of the request, such as temperature, max_tokens, seed, stop.
+    options: further fields of the request, such as temperature, seed, stop and
+    max_completion_tokens.
     """
     ### BEGIN SOLUTION
     response = client.chat.completions.create(model=model, messages=messages, **options)
-    return response.choices[0].message.content
+    return response.choices[0].message.content or ""  # null where there is no text
     ### END SOLUTION
 
 
@@ -119,20 +125,22 @@ for system in ("You are a pirate.", "Answer in French.", "Answer with one word."
         {"role": "system", "content": system},
         {"role": "user", "content": "How are you today?"},
     ]
-    print(system, "->", ask(client, model, messages, temperature=0, max_tokens=16))
+    options = {"temperature": 0, "max_completion_tokens": 16}
+    print(system, "->", ask(client, model, messages, **options))
 
 # %% [markdown]
 # The system message pulls the answer its way. It is text like any other, though, not a rule:
 # this small model's French is poor, and it forgets the "one word".
 #
-# Then the options. **Predict:** `max_tokens` of 4, 10 and 20. Does the model plan a shorter
-# answer if it is given less room?
+# Then the options. **Predict:** `max_completion_tokens` of 4, 10 and 20. Does the model plan
+# a shorter answer if it is given less room? (The field was called `max_tokens` once. Ours
+# takes both names; some providers refuse the old one, some servers know no other.)
 
 # %% tags=["nbval-check-output"]
 messages = [{"role": "user", "content": "Explain why the sky is blue."}]
 for limit in (4, 10, 20):
     response = client.chat.completions.create(
-        model=model, messages=messages, temperature=0, max_tokens=limit
+        model=model, messages=messages, temperature=0, max_completion_tokens=limit
     )
     choice = response.choices[0]
     print(limit, choice.finish_reason, repr(choice.message.content))
@@ -146,7 +154,11 @@ for limit in (4, 10, 20):
 messages = [{"role": "user", "content": "Count from one to five."}]
 for stop in (None, ["4"], ["\n"]):
     response = client.chat.completions.create(
-        model=model, messages=messages, temperature=0, max_tokens=30, stop=stop
+        model=model,
+        messages=messages,
+        temperature=0,
+        max_completion_tokens=30,
+        stop=stop,
     )
     choice = response.choices[0]
     print(stop, choice.finish_reason, repr(choice.message.content))
@@ -159,7 +171,7 @@ for stop in (None, ["4"], ["\n"]):
 # %% tags=["nbval-check-output"]
 messages = [{"role": "user", "content": "Name an animal."}]
 for temperature, seed in ((0, 0), (0, 1), (1, 0), (1, 0), (1, 1)):
-    options = {"temperature": temperature, "seed": seed, "max_tokens": 12}
+    options = {"temperature": temperature, "seed": seed, "max_completion_tokens": 12}
     print(f"T={temperature} seed={seed}", ask(client, model, messages, **options))
 
 # %% [markdown]
@@ -177,13 +189,14 @@ stream = client.chat.completions.create(
     model=model,
     messages=messages,
     temperature=0,
-    max_tokens=30,
+    max_completion_tokens=30,
     stream=True,
     stream_options={"include_usage": True},
 )
 for chunk in stream:
     for choice in chunk.choices:
-        print(repr(choice.delta.content), "| finish reason:", choice.finish_reason)
+        text = choice.delta.content if choice.delta else None
+        print(repr(text), "| finish reason:", choice.finish_reason)
     if not chunk.choices:
         print("no choices | usage:", chunk.usage.total_tokens, "tokens")
 
@@ -198,7 +211,8 @@ for chunk in stream:
 #
 # difficulty ★★☆ · importance ★★★ · 10 min · our answer: 6 lines
 #
-# The pieces of text, each as soon as it is there, and nothing else.
+# The pieces of text, each as soon as it is there, and nothing else. As in `ask`, the request
+# has what is in `options`, and besides that only what it takes to get a stream.
 #
 # By hand: chunks with the contents `""`, `"Pa"`, `None`, `"ris"` and one without choices
 # come out as `"Pa"`, `"ris"`.
@@ -222,8 +236,10 @@ def stream_text(
         model=model, messages=messages, stream=True, **options
     )
     for chunk in stream:
-        if chunk.choices and chunk.choices[0].delta.content:
-            yield chunk.choices[0].delta.content
+        for choice in chunk.choices:
+            # Some providers send a null for a delta that has nothing in it.
+            if choice.index == 0 and choice.delta and choice.delta.content:
+                yield choice.delta.content
     ### END SOLUTION
 
 
@@ -231,10 +247,15 @@ def stream_text(
 check(stream_text)
 
 # %% tags=["nbval-check-output"]
-options = {"temperature": 0, "max_tokens": 30}
+options = {"temperature": 0, "max_completion_tokens": 30}
 pieces = list(stream_text(client, model, messages, **options))
 print(pieces)
 print("same text:", "".join(pieces) == ask(client, model, messages, **options))
+
+# %% [markdown]
+# Out there streams are less tidy. With `n=2` the chunks of two answers come mixed, told apart
+# by `choice.index`, and some providers send a chunk whose `delta` is null. Our answer in
+# `solutions/` is ready for both.
 
 # %% [markdown]
 # ## 3. Without the client
@@ -254,7 +275,7 @@ print(answer.json()["choices"][0]["message"])
 # And streamed? **Predict** what the body looks like: one JSON document, or several?
 
 # %% tags=["nbval-check-output"]
-body = {**body, "stream": True, "max_tokens": 2}
+body = {**body, "stream": True, "max_completion_tokens": 2}
 with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as answer:
     print(answer.headers["content-type"])
     for line in answer.iter_lines():
@@ -320,10 +341,11 @@ def read_sse(lines: Iterable[str]) -> Iterator[dict]:
 check(read_sse)
 
 # %% tags=["nbval-check-output"]
-body = {**body, "max_tokens": 20}
+body = {**body, "max_completion_tokens": 20}
 with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as answer:
     for chunk in read_sse(answer.iter_lines()):
-        print(chunk["choices"][0]["delta"].get("content", ""), end="|")
+        for choice in chunk["choices"]:
+            print((choice["delta"] or {}).get("content") or "", end="|")
 
 # %% [markdown]
 # What if a request is wrong? A good API says what it does not understand.
@@ -339,7 +361,7 @@ print(answer.status_code, answer.json()["error"]["message"])
 # answer to the second?
 
 # %% tags=["nbval-check-output"]
-options = {"temperature": 0, "max_tokens": 12}
+options = {"temperature": 0, "max_completion_tokens": 12}
 first = [{"role": "user", "content": "The secret word is banana."}]
 second = [{"role": "user", "content": "What is the secret word?"}]
 print(ask(client, model, first, **options))
@@ -442,13 +464,13 @@ def top_alternatives(
     response = client.chat.completions.create(
         model=model,
         messages=messages,
-        max_tokens=1,
+        max_completion_tokens=1,
         temperature=0,
         logprobs=True,
         top_logprobs=n,
     )
-    first = response.choices[0].logprobs.content[0]
-    return [(entry.token, math.exp(entry.logprob)) for entry in first.top_logprobs]
+    first = (response.choices[0].logprobs.content or [])[:1]  # none if EOS comes first
+    return [(x.token, math.exp(x.logprob)) for y in first for x in y.top_logprobs]
     ### END SOLUTION
 
 
@@ -465,6 +487,9 @@ ax.set(xlabel="probability of the first token", title=question)
 plt.show()
 
 # %% [markdown]
+# (A model may also end its answer at once. EOS is no token of the answer, so there is no
+# first token then; ours returns an empty list.)
+#
 # The model does not say "No". It has a distribution over its 49,152 tokens, in which
 # "No" leads with about a third and "Yes" follows further down. The answer is what you get
 # when somebody *picks* from it: that is decoding, and the subject of this course.
@@ -486,12 +511,12 @@ progress()
 # 2. You get `finish_reason="length"` and an answer that ends in the middle of a sentence. What
 #    do you change?
 # 3. Which of these are done by the model, and which by the program around it: temperature,
-#    `max_tokens`, `stop`, the system message, the seed?
+#    the limit, `stop`, the system message, the seed?
 #
 # <details><summary>Answers</summary>
 #
 # 1. Twenty times: once with each turn.
-# 2. `max_tokens`. To get a *shorter* answer, ask for one in the messages.
+# 2. `max_completion_tokens`. To get a *shorter* answer, ask for one in the messages.
 # 3. The model only maps tokens to probabilities, and the system message is part of those
 #    tokens. Temperature, limit, stop strings and the random numbers belong to the program
 #    around it, which you will write in the lessons to come.

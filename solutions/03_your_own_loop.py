@@ -240,6 +240,7 @@ def pick_sample(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     ### BEGIN SOLUTION
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+    logits = logits.float()  # float16 would overflow at a low temperature
     probabilities = torch.softmax(logits / temperature, dim=-1)  # (batch, vocab)
     return torch.multinomial(probabilities, num_samples=1)  # (batch, 1)
     ### END SOLUTION
@@ -324,9 +325,10 @@ for seed in range(3):
 def multinomial_from_scratch(probs: torch.Tensor) -> torch.Tensor:
     """Draw one index per row with the given probabilities, by an exponential race.
 
-    probs: (batch, vocab) float, each row summing to 1. Returns (batch, 1) int64.
+    probs: (batch, vocab), float32 or float64, each row summing to 1.
+    Returns (batch, 1) int64.
     Uses torch's global random generator; after the same seed it draws what
-    `torch.multinomial(probs, num_samples=1)` draws (float32 or float64).
+    `torch.multinomial(probs, num_samples=1)` draws.
     """
     ### BEGIN SOLUTION
     times = torch.empty_like(probs).exponential_()  # (batch, vocab)

@@ -182,7 +182,7 @@ def kept_mass(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """
     ### BEGIN SOLUTION
     kept = top_k_filter(logits, top_k) > float("-inf")  # (batch, vocab)
-    return (logits.softmax(-1) * kept).sum(-1)  # (batch,)
+    return (logits.float().softmax(-1) * kept).sum(-1)  # (batch,)
     ### END SOLUTION
 
 
@@ -315,7 +315,7 @@ def sample_top_k(
     ### BEGIN SOLUTION
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    filtered = top_k_filter(logits / temperature, top_k)  # (batch, vocab)
+    filtered = top_k_filter(logits.float() / temperature, top_k)  # (batch, vocab)
     return torch.multinomial(filtered.softmax(-1), num_samples=1)  # (batch, 1)
     ### END SOLUTION
 

@@ -387,7 +387,7 @@ print([tokenizer.decode([i]) for i in cafe])
 # %% [markdown]
 # ### Exercise 05.5 · `stream_tokens`
 #
-# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 10 lines
+# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 15 lines
 #
 # Turn tokens, as they come, into pieces of text, as early as possible but never half a
 # character. Joined, the pieces are `tokenizer.decode` of all the tokens, without special
@@ -400,8 +400,9 @@ print([tokenizer.decode([i]) for i in cafe])
 #
 # <details><summary>Hint 1</summary>Do not decode one token: decode all tokens so far, and
 # hand out what is new since the last piece.</details>
-# <details><summary>Hint 2</summary>While the decoded text ends in
-# <code>"\ufffd"</code>, wait: the next token may complete the character.</details>
+# <details><summary>Hint 2</summary>Where the decoded text ends in <code>"\ufffd"</code>, keep
+# that sign back: the next token may complete the character. Those before it are
+# final.</details>
 # <details><summary>Hint 3</summary>After the last token hand out the rest. Empty pieces
 # help nobody.</details>
 
@@ -410,18 +411,25 @@ print([tokenizer.decode([i]) for i in cafe])
 def stream_tokens(tokenizer, token_ids: Iterable[int]) -> Iterator[str]:
     """Decode tokens one by one into pieces of text, never half a character.
 
+    tokenizer: byte level, as this model's.
     token_ids: new tokens as they are generated. Special tokens give no text.
     Yields non-empty strings; joined, they are
     `tokenizer.decode(list(token_ids), skip_special_tokens=True)`.
     """
     ### BEGIN SOLUTION
-    ids, sent = [], 0
-    for token in token_ids:
-        ids.append(int(token))
+    ids, sent, special = [], 0, set(tokenizer.all_special_ids)
+    for token in map(int, token_ids):
+        if token in special:
+            continue
+        ids.append(token)
+        # SentencePiece's byte tokens, <0xC3>: a run of them is certain at its end only
+        if str(tokenizer.convert_ids_to_tokens(token)).startswith("<0x"):
+            continue
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        if len(text) > sent and not text.endswith("\ufffd"):
-            yield text[sent:]
-            sent = len(text)
+        ready = len(text) - text.endswith("\ufffd")
+        if ready > sent:
+            yield text[sent:ready]
+            sent = ready
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if len(text) > sent:
         yield text[sent:]
@@ -437,6 +445,10 @@ print(list(stream_tokens(tokenizer, cafe)))
 # %% [markdown]
 # Decoding everything again for each token is quadratic. For long texts, engines decode
 # only a window, for instance from the last piece on; the pieces are the same.
+#
+# Other vocabularies (SentencePiece's, as in Llama 2) have a token for each byte, `<0xC3>`, for
+# characters that they do not know. They decode a *run* of those as a whole: one byte in it
+# that is no text makes `�` of all of them. Our answer holds such a run back until it ends.
 #
 # ## 5. Stop strings
 #
@@ -459,7 +471,7 @@ print("in one of the pieces:", any(".\n\n" in piece for piece in pieces))
 # %% [markdown]
 # ### Exercise 05.6 · `stop_at`
 #
-# difficulty ★★★ · importance ★★☆ · 20 min · our answer: 15 lines
+# difficulty ★★★ · importance ★★☆ · 20 min · our answer: 20 lines
 #
 # Pass pieces on until a stop string is complete; what stands before it is the last thing
 # handed out. Hold back what may be the beginning of a stop string, and nothing else. After
@@ -490,6 +502,8 @@ def stop_at(pieces: Iterable[str], stop_strings: list[str]) -> Iterator[str]:
     Raises ValueError for an empty stop string (when the first piece is asked for).
     """
     ### BEGIN SOLUTION
+    if isinstance(stop_strings, str):
+        raise TypeError(f"stop_strings should be a list, as [{stop_strings!r}]")
     if "" in stop_strings:
         raise ValueError("a stop string must not be empty: every text begins with it")
     held = ""
@@ -823,6 +837,9 @@ with serve(model, tokenizer) as server:
 # | stop strings | `stop`, up to 4 | `stop_strings` and `tokenizer` | `stop` | `stop` |
 # | the stop string is | left out | kept | left out | left out |
 # | more EOS ids | none | `eos_token_id=[...]` | `stop_token_ids` | none |
+#
+# In vLLM `min_tokens` holds back stop strings, too: one that is complete before so many tokens
+# does not end the text. `min_new_tokens` forbids EOS and nothing else, as your `suppress_eos`.
 #
 # ## To read
 #

@@ -11,6 +11,7 @@ same softmax and multinomial in float32, the same random numbers for the same se
 
 import copy
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -267,34 +268,56 @@ class Detokenizer:
     alone. The window keeps the cost of a token constant. This is the method of TGI and
     vLLM (prefix_offset, read_offset).
 
-    A limit: a SentencePiece vocabulary with byte tokens decodes a run of them as a
-    whole, so bytes that are no UTF-8 may spoil whole characters before them in
-    `decode`, which here are out already.
+    What waits is what may still change: the last U+FFFD, which may be half a character
+    (those before it are final), and a run of SentencePiece's byte tokens, <0xC3>. Such
+    a run is decoded as a whole, and one byte that is no UTF-8 makes U+FFFD of all of
+    its bytes, so none of them is certain before the run ends.
     """
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
+        self._special_ids = _special_ids(tokenizer)
         self._ids: list[int] = []  # the window: the last piece's tokens, then the new
-        self._given = 0  # how many of them are given
+        self._old = 0  # how many of them are the last piece's
+        self._given = 0  # how many characters of their text are given
 
     def push(self, token_id: int) -> str:
         """The text that is certain now; "" while a character is incomplete."""
+        if token_id in self._special_ids:
+            return ""  # no text, and no end of a run of byte tokens either
         self._ids.append(token_id)
-        before, after = self._decode(self._ids[: self._given]), self._decode(self._ids)
-        if len(after) <= len(before) or after.endswith(HALF_CHARACTER):
+        if _is_byte_token(self._tokenizer, token_id):
             return ""
-        del self._ids[: self._given]
-        self._given = len(self._ids)
-        return after[len(before) :]
+        text = self._decode()
+        waiting = int(text.endswith(HALF_CHARACTER))
+        piece = text[self._given : len(text) - waiting]
+        if piece:
+            del self._ids[: self._old]
+            self._old = len(self._ids)
+            self._given = len(self._decode()) - waiting
+        return piece
 
     def flush(self) -> str:
         """The rest, with U+FFFD for a character that will not be completed."""
-        before, after = self._decode(self._ids[: self._given]), self._decode(self._ids)
-        self._given = len(self._ids)
-        return after[len(before) :]
+        text = self._decode()
+        rest, self._given = text[self._given :], max(len(text), self._given)
+        return rest
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True)
+
+
+def _special_ids(tokenizer) -> set[int]:
+    """The ids that `decode` skips with skip_special_tokens=True."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    named = getattr(tokenizer, "all_special_ids", ())
+    return {*named, *(i for i, token in added.items() if token.special)}
+
+
+def _is_byte_token(tokenizer, token_id: int) -> bool:
+    """Whether it is one of SentencePiece's for a single byte, <0x00> to <0xFF>."""
+    name_of = getattr(tokenizer, "convert_ids_to_tokens", lambda token_id: "")
+    return re.fullmatch("<0x[0-9A-F]{2}>", name_of(token_id) or "") is not None
 
 
 class StopStrings:

@@ -1,4 +1,4 @@
-"""A tokenizer with one token for each byte, for tests that must not need a real one."""
+"""Small tokenizers, for tests that must not need a real one."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -26,3 +26,28 @@ def toy_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokeni
     tokenizer.padding_side = "left"
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As SentencePiece's of Llama 2: <unk> 0, <s> 1, </s> 2, the bytes <0x00> to <0xFF>
+    from 3 on, then a few letters and words. ▁ is a space; a text loses its first one.
+    """
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = ["▁", *"abcdefgh", "▁a", "▁bad", "▁cab", "é", "\ufffd"]
+    vocab = {
+        token: n for n, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, *words])
+    }
+    core = Tokenizer(
+        models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True)
+    )
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )

@@ -5,6 +5,11 @@ exercise -> {change, as `python start.py trust` prints it: reason}
 # ruff: noqa: E501
 
 ONE_CHOICE = "there is one choice, since nobody asked for more"
+ONE_TOKEN = "one token was asked for, and a second one has no alternatives here"
+NULL = "for several answers and nulls, of which tests/lessons/test_our_answers.py asks"
+SKIPPED = "special tokens that the tokenizer names are skipped before"
+HALF = "float32 for half precision, of which tests/lessons/test_our_answers.py asks"
+OURS = "asked of our answer alone, in tests/lessons/test_our_answers.py"
 BEFORE_THE_TEMPERATURE = "the API reports log-probabilities before the temperature"
 DEFAULT = "return_dict=True is the default since transformers 5"
 ONE_ROW = "there is one row"
@@ -20,22 +25,26 @@ LAST = "after the last step no beam runs, so the search is over"
 MORE = "more candidates change nothing: K may end, K go on"
 
 EQUIVALENT = {
+    "ask": {
+        "0].message.content or '' → 0].message.content": NULL,
+    },
     "stream_text": {
-        "and chunk.choices[0].delta.content: → and chunk.choices[-1].delta.content:": (
-            ONE_CHOICE
-        ),
-        "yield chunk.choices[0].delta.content → yield chunk.choices[-1].delta.content": (
-            ONE_CHOICE
-        ),
+        ": if choice.index == 0 and choice.delta and choice.delta.content: yield → "
+        ": if choice.delta.content: yield": NULL,
     },
     "top_alternatives": {
-        "max_tokens=1, temperature=0, logprobs=True, top_logprobs → "
-        "max_tokens=1, logprobs=True, top_logprobs": BEFORE_THE_TEMPERATURE,
+        "max_completion_tokens=1, temperature=0, logprobs=True, top_logprobs → "
+        "max_completion_tokens=1, logprobs=True, top_logprobs": BEFORE_THE_TEMPERATURE,
         "=1, temperature=0, logprobs=True, → =1, temperature=1, logprobs=True,": (
             BEFORE_THE_TEMPERATURE
         ),
-        "= response.choices[0].logprobs.content[ → "
-        "= response.choices[-1].logprobs.content[": ONE_CHOICE,
+        ") first = (response.choices[0].logprobs.content or [])[:1] return → "
+        ") first = response.choices[0].logprobs.content[:1] return": NULL,
+        "[])[:1] return [( → [])[:] return [(": ONE_TOKEN,
+        "[])[:1] return [( → [])[:2] return [(": ONE_TOKEN,
+        "(response.choices[0].logprobs.content → (response.choices[-1].logprobs.content": (
+            ONE_CHOICE
+        ),
     },
     "build_prompt": {
         "return_tensors='pt', return_dict=True) → return_tensors='pt')": DEFAULT,
@@ -81,7 +90,39 @@ EQUIVALENT = {
             ON_THE_CPU
         ),
     },
+    "kept_mass": {
+        "return (logits.float().softmax(-1) → return (logits.softmax(-1)": HALF,
+    },
+    "sample_top_k": {
+        "= top_k_filter(logits.float() / temperature, → "
+        "= top_k_filter(logits / temperature,": HALF,
+    },
+    "stream_tokens": {
+        "token_ids): if token in special: continue ids. → token_ids): if False: "
+        "continue ids.": OURS,
+        "(token) if str(tokenizer.convert_ids_to_tokens(token)).startswith('<0x'): "
+        "continue text → (token) if False: continue text": OURS,
+        "tokenizer.decode(ids, skip_special_tokens=True) if len( → "
+        "tokenizer.decode(ids) if len(": SKIPPED,
+        "in special: continue ids.append(token → in special: pass ids.append(token": (
+            OURS
+        ),
+        "convert_ids_to_tokens(token)).startswith('<0x') → "
+        "convert_ids_to_tokens(token)).endswith('<0x')": OURS,
+        "<0x'): continue text = tokenizer → <0x'): pass text = tokenizer": OURS,
+        "tokenizer.decode(ids, skip_special_tokens=True) ready = → "
+        "tokenizer.decode(ids) ready =": SKIPPED,
+        ").startswith('<0x'): continue → ).startswith('<0xx'): continue": OURS,
+        "(ids, skip_special_tokens=True) if len( → "
+        "(ids, skip_special_tokens=False) if len(": SKIPPED,
+        "(ids, skip_special_tokens=True) ready = → "
+        "(ids, skip_special_tokens=False) ready =": SKIPPED,
+    },
     "stop_at": {
+        '""" if isinstance(stop_strings, str): raise TypeError( → '
+        '""" if False: raise TypeError(': OURS,
+        ", str): raise TypeError(f'stop_strings should be a list, as "
+        "[{stop_strings!r}]') if '' → , str): pass if ''": OURS,
         "range(len(held)): if any → range(len(held) + 1): if any": (
             "what it finds at the end is the empty text, and holds back nothing"
         ),

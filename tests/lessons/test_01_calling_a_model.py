@@ -1,14 +1,16 @@
-"""Checks of lesson 01. Oracles: cases worked by hand, and the real `openai` client on
-the course's own server, with a tiny random model whose logits are known."""
+"""Checks of lesson 01. Oracles: cases worked by hand, and the course's own server with
+a tiny random model whose logits are known. The client is the real one of `openai`:
+where the API's words are given, only the network is replaced."""
 
 import json
 import os
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 from openai import OpenAI
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion
 
 from course.checks import expect
 from course.checks.plugin import exercise
@@ -47,31 +49,54 @@ def completion(*texts, logprobs=None):
         }
         for n, text in enumerate(texts)
     ]
-    body = {**BASE, "object": "chat.completion", "choices": choices}
-    return ChatCompletion.model_validate(body)
+    return {**BASE, "object": "chat.completion", "choices": choices}
 
 
 def chunk(content=None, choices=1):
-    delta = {"content": content}
-    choice = {"index": 0, "finish_reason": None, "delta": delta}
-    body = {**BASE, "object": "chat.completion.chunk", "choices": [choice] * choices}
-    return ChatCompletionChunk.model_validate(body)
+    choice = {"index": 0, "finish_reason": None, "delta": {"content": content}}
+    body = {**BASE, "object": "chat.completion.chunk"}
+    return {**body, "choices": [choice] * choices}
 
 
-class FakeClient:
-    """Answers with what it was given, one answer for each call, and records calls."""
+class Events(httpx.SyncByteStream):
+    """Server-sent events, each made when it is asked for."""
+
+    def __init__(self, documents):
+        self.documents = documents
+
+    def __iter__(self):
+        for document in self.documents:
+            yield f"data: {json.dumps(document)}\n\n".encode()
+        yield b"data: [DONE]\n\n"
+
+
+class FakeClient(OpenAI):
+    """The real client, to which the API says what it was told, one answer for each
+    call: a completion, or the chunks of a stream. `calls` holds the requests."""
 
     def __init__(self, *answers):
         self.answers, self.calls = list(answers), []
-        self.chat = SimpleNamespace(completions=SimpleNamespace(create=self.create))
+        network = httpx.Client(transport=httpx.MockTransport(self.answer))
+        url = "http://api.invalid/v1"
+        super().__init__(
+            api_key="none", base_url=url, max_retries=0, http_client=network
+        )
 
-    def create(self, **fields):
-        self.calls.append(json.loads(json.dumps(fields)))
-        assert self.answers, f"the API was called {len(self.calls)} times: too often"
+    def answer(self, request):
+        fields = json.loads(request.content)
+        self.calls.append(fields)
+        if not self.answers:
+            told = f"the API was called {len(self.calls)} times: too often"
+            return httpx.Response(400, json={"error": {"message": told}})
         answer = self.answers.pop(0)
-        if isinstance(answer, ChatCompletion) or fields.get("stream"):
-            return answer
-        return completion("Not streamed: the request has no stream=True.")
+        if not fields.get("stream"):
+            if not isinstance(answer, dict):
+                answer = completion("Not streamed: the request has no stream=True.")
+            return httpx.Response(200, json=answer)
+        if isinstance(answer, dict):
+            answer = [chunk("Streamed: the request has stream=True.")]
+        kind = {"content-type": "text/event-stream"}
+        return httpx.Response(200, headers=kind, stream=Events(answer))
 
 
 def only_call(client, name):
@@ -103,14 +128,32 @@ def generated(real, text, new, seed=None, **options):
     return real.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def same_text(got, oracle, call):
+PASSED_ON = "Is each option passed on, and the text left alone?"
+
+
+def a_str(got, call):
+    """`got`, if it is a str. What a random model writes looks like a crash: it is not
+    shown."""
+    hint = ""
+    if got is None:
+        hint = " Is a `return` missing?"
+    elif isinstance(got, ChatCompletion):
+        hint = " That is the whole response; the text is in choices[0].message.content."
+    elif hasattr(got, "content"):
+        hint = " That is the message; its text is in .content."
+    kind = type(got).__name__
+    assert isinstance(got, str), f"{call} should return a str, not a {kind}.{hint}"
+    return got
+
+
+def same_text(got, oracle, call, hint=PASSED_ON):
     """What a random model writes cannot be read: say only where the two part."""
-    expect.returned(got, str, call)
+    a_str(got, call)
     if got != oracle:
         part = len(os.path.commonprefix([got, oracle]))
         raise AssertionError(
             f"{call}: {len(got)} characters; those of `generate` differ from "
-            f"character {part} on. Is each option passed on, and the text left alone?"
+            f"character {part} on. {hint}".rstrip()
         )
 
 
@@ -119,13 +162,7 @@ def same_text(got, oracle, call):
 
 def test_the_text_of_the_first_choice(ask):
     got = ask(FakeClient(completion("Hi!", "Bye!")), "tiny", hi())
-    hint = ""
-    if isinstance(got, ChatCompletion):
-        hint = " That is the whole response; the text is in choices[0].message.content."
-    elif hasattr(got, "content"):
-        hint = " That is the message; its text is in .content."
-    kind = type(got).__name__
-    assert isinstance(got, str), f"ask should return a str, not a {kind}.{hint}"
+    a_str(got, "ask")
     expect.value(got, "Hi!", "ask with an API that gives the choices 'Hi!' and 'Bye!'")
 
 
@@ -167,34 +204,52 @@ def test_ask_says_what_generate_says(ask, real):
 # --- stream_text ----------------------------------------------------------------------
 
 
-def test_pieces_worked_by_hand(stream_text):
-    chunks = [chunk(""), chunk("Pa"), chunk(None), chunk("ris"), chunk(choices=0)]
-    client = FakeClient(iter(chunks))
-    got = stream_text(client, "tiny", hi())
+def pieces_of(stream_text, client, **options):
+    """All pieces, if they are pieces."""
+    got = stream_text(client, "tiny", hi(), **options)
     assert not isinstance(got, str), (
         "stream_text returned one str: yield each piece, so that it can be shown early"
     )
-    pieces = list(got)
+    assert got is not None, "stream_text returned None: yield each piece"
+    return list(got)
+
+
+def test_pieces_worked_by_hand(stream_text):
+    chunks = [chunk(""), chunk("Pa"), chunk(None), chunk("ris"), chunk(choices=0)]
+    pieces = pieces_of(stream_text, FakeClient(chunks))
     call = "stream_text of '', 'Pa', None, 'ris' and a chunk without choices"
     expect.value(pieces, ["Pa", "ris"], call)
 
 
 def test_a_chunk_without_choices_may_come_at_any_place(stream_text):
     chunks = [chunk(choices=0), chunk("Pa"), chunk(choices=0), chunk("ris")]
-    got = list(stream_text(FakeClient(iter(chunks)), "tiny", hi()))
-    hint = "Skip a chunk without choices; the stream is not over."
+    client = FakeClient(chunks)
+    got = pieces_of(stream_text, client)
+    hint = ""
+    if got in ([], ["Pa"]) and client.calls and client.calls[0].get("stream"):
+        hint = "Skip a chunk without choices; the stream is not over."
     call = "stream_text with chunks without choices before and between the pieces"
     expect.value(got, ["Pa", "ris"], call, hint)
 
 
+def test_no_text_gives_no_piece(stream_text):
+    for chunks in ([], [chunk("")], [chunk(choices=0)]):
+        got = pieces_of(stream_text, FakeClient(chunks))
+        expect.value(got, [], f"stream_text of {len(chunks)} chunks without text")
+
+
 def test_the_request_asks_for_a_stream(stream_text):
-    client = FakeClient(iter([chunk("Hi")]))
-    list(stream_text(client, "tiny", talk(), temperature=0.5, seed=3))
+    client, messages = FakeClient([chunk("Hi")]), talk()
+    options = {"temperature": 0.5, "seed": 3, "max_completion_tokens": 7, "stop": ["x"]}
+    with expect.unchanged("pass it on as it is", messages=messages):
+        list(stream_text(client, "tiny", messages, **options))
     got = only_call(client, "stream_text")
-    wanted = {"model": "tiny", "messages": talk(), "temperature": 0.5, "seed": 3}
-    for field, value in {**wanted, "stream": True}.items():
+    wanted = {"model": "tiny", "messages": talk(), **options, "stream": True}
+    for field, value in wanted.items():
         assert field in got, f"the request has no {field!r}"
         expect.value(got[field], value, f"the request's {field}")
+    extra = set(got) - set(wanted) - {"stream_options"}
+    assert not extra, f"nobody asked for {sorted(extra)} in the request"
 
 
 def test_a_piece_comes_out_before_the_next_chunk_is_there(stream_text):
@@ -206,7 +261,9 @@ def test_a_piece_comes_out_before_the_next_chunk_is_there(stream_text):
             yield chunk(text)
 
     pieces = iter(stream_text(FakeClient(chunks()), "tiny", hi()))
-    expect.value(next(pieces), "Pa", "the first piece")
+    first = next(pieces, None)
+    assert first is not None, "no piece came out of a stream of 'Pa' and 'ris'"
+    expect.value(first, "Pa", "the first piece")
     assert given == ["Pa"], (
         "the second chunk was waited for before the first piece came out: yield inside "
         "the loop, without collecting"
@@ -215,7 +272,8 @@ def test_a_piece_comes_out_before_the_next_chunk_is_there(stream_text):
 
 def test_the_stream_joins_to_what_generate_says(stream_text, real):
     options = {"temperature": 0.8, "seed": 1, "max_tokens": 8}
-    got = "".join(stream_text(real.client, "tiny", hi(), **options))
+    pieces = pieces_of(stream_text, real.client, **options)
+    got = "".join(a_str(piece, "each piece of stream_text") for piece in pieces)
     sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0}
     oracle = generated(real, "<user>Hi</s><assistant>", 8, 1, **sampling)
     same_text(got, oracle, "the joined pieces from the real server")
@@ -224,9 +282,12 @@ def test_the_stream_joins_to_what_generate_says(stream_text, real):
 def test_a_usage_chunk_is_no_text(stream_text, real):
     options = {"max_tokens": 3, "temperature": 0}
     usage = {"include_usage": True}
-    plain = list(stream_text(real.client, "tiny", hi(), **options))
-    got = list(stream_text(real.client, "tiny", hi(), stream_options=usage, **options))
-    expect.value(got, plain, "the pieces with include_usage")
+    plain = pieces_of(stream_text, real.client, **options)
+    got = pieces_of(stream_text, real.client, stream_options=usage, **options)
+    assert got == plain, (
+        "with temperature=0 the pieces should be the same with and without "
+        "stream_options={'include_usage': True}: a chunk with the usage has no text"
+    )
 
 
 # --- read_sse -------------------------------------------------------------------------
@@ -255,14 +316,35 @@ def test_a_usage_chunk_is_no_text(stream_text, real):
     ],
 )
 def test_events_worked_by_hand(read_sse, lines, wanted):
+    call = f"read_sse({lines})"
+    expect.value(events_of(read_sse, iter(lines), call), wanted, call)
+
+
+def events_of(read_sse, lines, call):
+    """All events; where json.loads fails, what it was given."""
+    got = read_sse(lines)
+    assert got is not None, f"{call} returned None: yield each document"
     try:
-        got = list(read_sse(iter(lines)))
+        return list(got)
     except json.JSONDecodeError as error:
         raise AssertionError(
-            f"read_sse({lines}): json.loads was given {error.doc!r}. An event ends at "
-            "a blank line; [DONE] and comments are not JSON."
+            f"{call}: json.loads was given {error.doc!r}.{misread_event(error.doc)}"
         ) from None
-    expect.value(got, wanted, f"read_sse({lines})")
+
+
+def misread_event(text):
+    """What a text that is no JSON is, where we can tell."""
+    if text == "":
+        return " A blank line with no data before it is no event."
+    if text.strip() == "[DONE]" or text.startswith(":"):
+        return " [DONE] and comments are not JSON."
+    if text.startswith("data"):
+        return " The field's name is no part of its value."
+    if text in ('{"a":', '"1"}', '"1"'):
+        return " An event ends at a blank line: join its data lines first."
+    if text in ('"b": 2}', '{"b": 2'):
+        return " One space after the colon is no part of the value, if it is there."
+    return ""
 
 
 def test_the_lines_of_an_event_do_not_run_into_one(read_sse):
@@ -281,7 +363,8 @@ def test_nothing_after_done_is_read(read_sse):
         yield from ('data: {"a": 1}', "", "data: [DONE]", "")
         raise AssertionError("another line was asked for after [DONE]")
 
-    expect.value(list(read_sse(lines())), [{"a": 1}], "read_sse up to [DONE]")
+    call = "read_sse up to [DONE]"
+    expect.value(events_of(read_sse, lines(), call), [{"a": 1}], call)
 
 
 def test_an_event_comes_out_before_the_next_one_is_there(read_sse):
@@ -293,7 +376,10 @@ def test_an_event_comes_out_before_the_next_one_is_there(read_sse):
             yield line
 
     events = iter(read_sse(lines()))
-    expect.value(next(events), {"a": 1}, "the first event")
+    first = next(events, None)
+    assert first is not None, "no event came out of the lines of two events"
+    expect.value(first, {"a": 1}, "the first event")
+    assert len(read) >= 2, "the first event came out before its blank line"
     assert len(read) == 2, (
         f"{len(read)} lines were read before the first event came out: yield it at its "
         "blank line"
@@ -306,12 +392,31 @@ def test_a_stream_of_the_real_server_is_read(read_sse, real):
     oracle = [c.choices[0].delta.content or "" for c in chunks]
     create = real.client.chat.completions.with_streaming_response.create
     with create(**request, stream=True) as answer:
-        events = list(read_sse(answer.iter_lines()))
+        events = events_of(read_sse, answer.iter_lines(), "read_sse of a real stream")
+    for event in events:
+        expect.returned(event, dict, "each event of a real stream")
     got = [e["choices"][0]["delta"].get("content", "") for e in events]
     expect.value(got, oracle, "the contents of the server's events")
 
 
 # --- continue_chat --------------------------------------------------------------------
+
+
+def turn(continue_chat, client, history, message, **options):
+    """(reply, new history), if that is what came back."""
+    got = continue_chat(client, "tiny", history, message, **options)
+    call = f"continue_chat with history {expect.show(history)}, message {message!r}"
+    kind = type(got).__name__
+    assert isinstance(got, tuple), (
+        f"{call} should return a tuple, not a {kind}: (reply, new history)"
+    )
+    assert len(got) == 2, f"{call} should return (reply, new history)"
+    kinds = [type(part).__name__ for part in got]
+    assert kinds == ["str", "list"], (
+        f"{call}: the pair should be (reply, new history), a str and a list; it is "
+        f"({', '.join(kinds)})"
+    )
+    return got
 
 
 def test_a_turn_worked_by_hand(continue_chat):
@@ -327,27 +432,32 @@ def test_a_turn_worked_by_hand(continue_chat):
 
 def test_the_reply_goes_into_the_history_as_it_came(continue_chat):
     client = FakeClient(completion(" Hello!\n"))
-    reply, new = continue_chat(client, "tiny", [], "Hi")
-    expect.value(reply, " Hello!\n", "the reply ' Hello!\n'")
-    expect.value(new[-1]["content"], " Hello!\n", "its content in the new history")
+    reply, new = turn(continue_chat, client, [], "Hi")
+    expect.value(reply, " Hello!\n", r"the reply ' Hello!\n'")
+    last = new[-1] if new else None
+    answer = {"role": "assistant", "content": " Hello!\n"}
+    call = r"the reply ' Hello!\n': its content in the new history, the last message,"
+    expect.value(last, answer, call)
 
 
 def test_options_go_through(continue_chat):
     client = FakeClient(completion("Hello!"))
-    continue_chat(client, "tiny", [], "Hi", temperature=0, max_tokens=5)
+    options = {"temperature": 0, "max_completion_tokens": 5, "stop": ["x"], "seed": 3}
+    turn(continue_chat, client, [], "Hi", **options)
     got = only_call(client, "continue_chat")
-    for field, wanted in (("temperature", 0), ("max_tokens", 5)):
+    for field, wanted in options.items():
         assert field in got, f"the request has no {field!r}: are **options passed on?"
         expect.value(got[field], wanted, f"the request's {field}")
 
 
 def test_the_whole_history_is_sent(continue_chat):
     client = FakeClient(completion("Fine."))
-    history = talk()
-    _, new = continue_chat(client, "tiny", history, "And you?")
+    _, new = turn(continue_chat, client, talk(), "And you?")
     question = {"role": "user", "content": "And you?"}
     sent = only_call(client, "continue_chat")["messages"]
-    hint = "The API is stateless: it knows only what you send."
+    hint = ""
+    if len(sent) <= len(talk()):
+        hint = "The API is stateless: it knows only what you send."
     expect.value(sent, [*talk(), question], "the messages of the request", hint)
     answer = {"role": "assistant", "content": "Fine."}
     expect.value(new, [*talk(), question, answer], "the new history")
@@ -357,29 +467,33 @@ def test_the_history_is_left_alone(continue_chat):
     history = talk()
     client = FakeClient(completion("Fine."), completion("Well."))
     with expect.unchanged("history + [message] makes a new list", history=history):
-        _, new = continue_chat(client, "tiny", history, "And you?")
+        _, new = turn(continue_chat, client, history, "And you?")
     assert new is not history, "the new history is the old list itself"
-    _, other = continue_chat(client, "tiny", history, "Bye")
-    assert [m["content"] for m in other[3:]] == ["Bye", "Well."], (
-        f"a second turn from the same history should not see the first: {other}"
+    turn(continue_chat, client, history, "Bye")
+    question = {"role": "user", "content": "Bye"}
+    call = (
+        "the request of a second turn from the same history, which never saw the first"
     )
+    expect.value(client.calls[1]["messages"], [*talk(), question], call)
 
 
 def test_two_turns_say_what_generate_says(continue_chat, real):
     options = {"temperature": 0, "max_tokens": 5}
-    reply, history = continue_chat(real.client, "tiny", [], "Hi", **options)
+    reply, history = turn(continue_chat, real.client, [], "Hi", **options)
     oracle = generated(real, "<user>Hi</s><assistant>", 5, do_sample=False)
     same_text(reply, oracle, "the first reply of the real server")
-    reply, _ = continue_chat(real.client, "tiny", history, "More?", **options)
+    reply, _ = turn(continue_chat, real.client, history, "More?", **options)
     prompt = f"<user>Hi</s><assistant>{oracle}</s><user>More?</s><assistant>"
     oracle = generated(real, prompt, 5, do_sample=False)
-    same_text(reply, oracle, "the second reply of the real server")
+    hint = "The model answers another conversation than the one that went before."
+    same_text(reply, oracle, "the second reply of the real server", hint)
 
 
 # --- top_alternatives -----------------------------------------------------------------
 
 
 def entry(token, logprob, top=()):
+    top = list(top)
     return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": top}
 
 
@@ -409,6 +523,14 @@ def test_alternatives_worked_by_hand(top_alternatives):
     if rounded == [-0.693, -1.386]:
         hint = "These are logarithms: exp takes them back."
     expect.value(rounded, [0.5, 0.25], f"{call}: the probabilities", hint)
+
+
+def test_the_messages_are_left_alone(top_alternatives):
+    client, messages = FakeClient(yes_or_no()), talk()
+    with expect.unchanged("pass it on as it is", messages=messages):
+        top_alternatives(client, "tiny", messages, 2)
+    sent = only_call(client, "top_alternatives")["messages"]
+    expect.value(sent, talk(), "the messages of the request")
 
 
 def test_no_more_is_asked_for_than_needed(top_alternatives):

@@ -38,7 +38,9 @@ def test_the_case_worked_by_hand(top_k_filter):
     hint = ""
     if isinstance(got, torch.Tensor) and bool((got == 0).any()):
         hint = "A logit of 0 is no removal: its probability is exp(0) / sum, not 0."
-    elif isinstance(got, torch.Tensor) and bool((got < -999).any()):
+    elif isinstance(got, torch.Tensor) and bool(
+        ((got < -999) & (got > -INF)).any()  # -inf itself is none
+    ):
         hint = "-inf itself, not a large negative number, gives probability 0."
     expect.same(got, [[-INF, 3.0, 2.0]], "top_k_filter([[1, 3, 2]], 2)", hint)
 
@@ -46,10 +48,14 @@ def test_the_case_worked_by_hand(top_k_filter):
 def test_each_row_has_its_own_threshold(top_k_filter):
     got = top_k_filter(torch.tensor(TWO_ROWS), 2)
     expect.tensor(got, (2, 4), "top_k_filter of 2 rows")
-    for row, number in enumerate(kept(got)):
+    numbers = kept(got)
+    hint = ""
+    if numbers in ([2, 4], [0, 2], [2, 0]):  # one row right, the other all or nothing
+        hint = ": does your threshold have shape (batch, 1)?"
+    for row, number in enumerate(numbers):
         assert number == 2, (
             f"given {expect.show(TWO_ROWS)} with top_k=2, row {row} kept {number} "
-            "tokens: does your threshold have shape (batch, 1)?"
+            f"tokens{hint}"
         )
     wanted = [[-INF, 3.0, 2.0, -INF], [-INF, 12.0, -INF, 11.0]]
     expect.same(got, wanted, f"top_k_filter({expect.show(TWO_ROWS)}, 2)")
@@ -74,7 +80,10 @@ def test_agrees_with_transformers(top_k_filter, k):
 def test_top_k_of_0_is_off(top_k_filter):
     logits = random_logits()
     got = top_k_filter(logits.clone(), 0)
-    expect.same(got, logits, "top_k_filter(logits, 0)", "0 turns the filter off")
+    hint = ""
+    if isinstance(got, torch.Tensor) and bool((got == -INF).all()):
+        hint = "0 turns the filter off: it keeps every token."
+    expect.same(got, logits, "top_k_filter(logits, 0)", hint)
 
 
 @pytest.mark.parametrize("k", [3, 4, 1000])
@@ -91,13 +100,15 @@ def test_a_negative_top_k_is_refused(top_k_filter):
 
 def test_ties_with_the_kth_all_stay(top_k_filter):
     got = top_k_filter(torch.tensor([[2.0, 2.0, 2.0, 0.0]]), 1)
-    hint = "Remove what is below the threshold, not what is outside topk's indices."
+    hint = ""
+    if isinstance(got, torch.Tensor) and kept(got) == [1]:
+        hint = "Remove what is below the threshold, not what is outside topk's indices."
     call = "top_k_filter([[2, 2, 2, 0]], 1)"
     expect.same(got, [[2.0, 2.0, 2.0, -INF]], call, hint)
 
 
 def test_leaves_its_input_alone(top_k_filter):
-    for k in (2, 0):
+    for k in (2, 0, 99):
         logits = torch.tensor(TWO_ROWS)
         with expect.unchanged(logits=logits):
             got = top_k_filter(logits, k)
@@ -113,7 +124,9 @@ def test_keeps_the_dtype(top_k_filter):
 def test_respects_tokens_already_removed(top_k_filter):
     logits = torch.tensor([[-INF, 3.0, -INF, 1.0]])
     got = top_k_filter(logits.clone(), 3)
-    hint = "A logit of -inf is a token that an earlier filter removed."
+    hint = ""
+    if isinstance(got, torch.Tensor) and (got[:, [0, 2]] != -INF).any():
+        hint = "A logit of -inf is a token that an earlier filter removed."
     call = "top_k_filter([[-inf, 3, -inf, 1]], 3)"
     expect.same(got, [[-INF, 3.0, -INF, 1.0]], call, hint)
 
@@ -136,7 +149,10 @@ def test_mass_worked_by_hand(kept_mass, k, mass):
 def test_mass_of_each_row_of_a_batch(kept_mass):
     rows = [SIX_THREE_ONE, [0.0, 0.0, 0.0]]
     got = kept_mass(torch.tensor(rows), 1)
-    hint = "In row 1 all three tokens tie, so top_k_filter keeps them all."
+    hint = ""
+    fits = isinstance(got, torch.Tensor) and got.shape == (2,)
+    if fits and torch.allclose(got.float(), torch.tensor([0.6, 1 / 3]), atol=1e-4):
+        hint = "In row 1 all three tokens tie, so top_k_filter keeps them all."
     call = "kept_mass([[ln 6, ln 3, ln 1], [0, 0, 0]], 1)"
     expect.same(got, [0.6, 1.0], call, hint, tolerance=1e-5)
 
@@ -158,9 +174,23 @@ def test_mass_agrees_with_a_sum_over_sorted_probabilities(kept_mass):
 
 def test_mass_of_large_logits(kept_mass):
     got = kept_mass(torch.tensor([SIX_THREE_ONE]) + 200, 2)
-    hint = "exp(200) is no float32 number: softmax knows how to avoid it."
+    hint = ""
+    if isinstance(got, torch.Tensor) and not got.isfinite().all():
+        hint = "exp(200) is no float32 number: softmax knows how to avoid it."
     call = "kept_mass([[200 + ln 6, 200 + ln 3, 200 + ln 1]], 2)"
     expect.same(got, [0.9], call, hint, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mass_of_half_precision_logits(kept_mass, dtype):
+    """300 logits of about 10: a sum of their exponentials is no float16 number."""
+    logits = (10 + random_logits(batch=2, vocab=300) / 10).to(dtype)
+    got = expect.returned(kept_mass(logits.clone(), 30), torch.Tensor, "kept_mass")
+    rows = logits.double().softmax(-1)
+    lowest = logits.topk(30).values[:, -1:]
+    oracle = (rows * (logits >= lowest)).sum(-1)
+    call = f"kept_mass of {dtype} logits, top_k=30,"
+    expect.same(got.float(), oracle.float(), call, tolerance=0.05)
 
 
 def test_mass_leaves_its_input_alone(kept_mass):
@@ -186,8 +216,8 @@ def test_exactly_k_tokens_stay_where_many_tie(top_k_exact, k):
     given = f"given {expect.show(logits)} with top_k={k}"
     for row, number in enumerate(kept(got)):
         assert number == k, (
-            f"{given}, row {row} kept {number} tokens: a threshold keeps all that tie, "
-            "so choose by place"
+            f"{given}, row {row} kept {number} tokens: a threshold keeps all that tie "
+            "or none of them, so choose by place"
         )
     stay = got > -INF
     assert torch.equal(got[stay], logits[stay]), f"{given}, kept logits changed value"
@@ -217,8 +247,8 @@ def test_exact_treats_0_and_negative_as_top_k_filter_does(top_k_exact):
 
 
 def test_exact_leaves_its_input_alone_and_keeps_the_dtype(top_k_exact):
-    for dtype in (torch.float32, torch.bfloat16):
-        for k in (2, 0):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for k in (2, 0, 99):
             logits = torch.tensor(TWO_ROWS, dtype=dtype)
             with expect.unchanged(logits=logits):
                 got = top_k_exact(logits, k)
@@ -257,8 +287,8 @@ def test_draws_the_tokens_of_transformers_for_the_same_seed(
 @pytest.mark.draws(false_alarm=6.5e-9, smallest_error=0.08)
 def test_draws_as_often_as_worked_by_hand(sample_top_k, seed):
     """4,000 draws with p = 0.75 and p = 0.9, which may be 6 standard deviations off."""
-    rows = torch.tensor([[0.0, math.log(3), -5.0]]).expand(4000, 3).clone()
     for temperature, p in ((1.0, 0.75), (0.5, 0.9)):
+        rows = torch.tensor([[0.0, math.log(3), -5.0]]).expand(4000, 3).clone()
         torch.manual_seed(seed)
         got = sample_top_k(rows, 2, temperature)
         expect.tensor(got, (4000, 1), "sample_top_k of 4,000 rows", torch.int64)
@@ -274,9 +304,11 @@ def test_draws_as_often_as_worked_by_hand(sample_top_k, seed):
 def test_the_default_temperature_is_1(sample_top_k):
     logits = random_logits(batch=50)
     torch.manual_seed(0)
-    got = sample_top_k(logits, 20)
+    got = sample_top_k(logits.clone(), 20)
     torch.manual_seed(0)
-    expect.same_ids(got, sample_top_k(logits, 20, 1.0), "sample_top_k without one")
+    oracle = TopKLogitsWarper(top_k=20)(None, random_logits(batch=50)).softmax(-1)
+    oracle = torch.multinomial(oracle, num_samples=1)
+    expect.same_ids(got, oracle, "sample_top_k without one")
 
 
 def test_sampling_refuses_what_makes_no_sense(sample_top_k):

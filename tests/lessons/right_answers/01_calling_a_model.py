@@ -68,6 +68,62 @@ def by_trying(client, model, messages, **options):
             yield text
 
 
+@right("stream_text")
+def in_a_with_statement(client, model, messages, **options):
+    """The stream is a context manager: the connection is closed in any case."""
+    with client.chat.completions.create(
+        model=model, messages=messages, stream=True, **options
+    ) as stream:
+        for chunk in stream:
+            if chunk.choices and (text := chunk.choices[0].delta.content):
+                yield text
+
+
+@right("stream_text")
+def closed_by_hand(client, model, messages, **options):
+    """Asks for each chunk with next, and closes the stream."""
+    options |= {"model": model, "messages": messages, "stream": True}
+    stream = client.chat.completions.create(**options)
+    try:
+        while (chunk := next(stream, None)) is not None:
+            for choice in chunk.choices[:1]:
+                if choice.delta.content:
+                    yield choice.delta.content
+    finally:
+        stream.close()
+
+
+@right("stream_text")
+def by_the_clients_own_helper(client, model, messages, **options):
+    """The client library's events, of which one kind is text."""
+    with client.chat.completions.stream(
+        model=model, messages=messages, **options
+    ) as stream:
+        for event in stream:
+            if event.type == "content.delta" and event.delta:
+                yield event.delta
+
+
+@right("stream_text")
+def through_the_raw_response(client, model, messages, **options):
+    """The raw response, parsed into the stream; each chunk as a dict."""
+    create = client.chat.completions.with_raw_response.create
+    raw = create(model=model, messages=messages, stream=True, **options)
+    for chunk in raw.parse():
+        for choice in chunk.model_dump()["choices"]:
+            yield from filter(None, [choice["delta"]["content"]])
+
+
+@right("top_alternatives")
+def through_http(client, model, messages, n):
+    """The client's own way to send any request."""
+    body = {"model": model, "messages": messages, "max_completion_tokens": 1}
+    body |= {"logprobs": True, "top_logprobs": n}
+    answer = client.post("/chat/completions", body=body, cast_to=object)
+    found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    return [(x["token"], math.exp(x["logprob"])) for x in found]
+
+
 @right("read_sse")
 def in_blocks(lines):
     """Takes the lines up to each blank one."""

@@ -179,6 +179,36 @@ def text_so_far(*arguments, **options):
         yield text
 
 
+@wrong("stream_text", PIECES, "stream has been closed")
+def closed_before_it_is_read(*arguments, **options):
+    """The generator is read when the `with` has ended, and the stream with it."""
+    with chunks(*arguments, **options) as stream:
+        some = (c.choices[0].delta.content for c in stream if c.choices)
+        return (text for text in some if text)
+
+
+@wrong("stream_text", PIECES, "returned None: yield each piece")
+def prints_the_pieces(*arguments, **options):
+    """Prints each piece and yields none."""
+    "".join(stream_text(*arguments, **options))
+
+
+@wrong("stream_text", "test_the_request_asks_for_a_stream", "`messages` was changed")
+def adds_the_answer(client, model, messages, **options):
+    """Puts the answer into the caller's list."""
+    text = ""
+    for piece in stream_text(client, model, messages, **options):
+        text += piece
+        yield piece
+    messages.append({"role": "assistant", "content": text})
+
+
+@wrong("stream_text", "test_the_request_asks_for_a_stream", "nobody asked for")
+def stream_with_a_limit_of_its_own(client, model, messages, **options):
+    """Sets what nobody asked for."""
+    return stream_text(client, model, messages, top_p=1, **options)
+
+
 # --- read_sse -------------------------------------------------------------------------
 
 EVENTS = "test_events_worked_by_hand"
@@ -441,6 +471,13 @@ def the_chosen_token_alone(client, model, messages, n):
 def least_likely_first(client, model, messages, n):
     """Sorted the wrong way round."""
     return sorted(pairs(client, model, messages, n), key=lambda pair: pair[1])
+
+
+@wrong("top_alternatives", "test_the_messages_are_left_alone", "`messages` was changed")
+def instructs_the_model(client, model, messages, n):
+    """Adds an instruction of its own to the caller's list."""
+    messages.insert(0, {"role": "system", "content": "Answer with one word."})
+    return pairs(client, model, messages, n)
 
 
 @wrong("top_alternatives", NEEDED, "one token is enough")

@@ -201,6 +201,23 @@ def nothing_to_do_no_copy(logits, eos_ids, new_so_far, min_new_tokens):
     return logits.index_fill(1, torch.tensor(eos_ids, dtype=torch.long), -INF)
 
 
+@wrong("suppress_eos", "test_suppression_keeps_the_dtype", "should be torch.float16")
+def suppressed_in_float32(logits, eos_ids, new_so_far, min_new_tokens):
+    """Goes to float32 and does not come back."""
+    logits = logits.float().clone()
+    if new_so_far < min_new_tokens:
+        logits[:, eos_ids] = -INF
+    return logits
+
+
+@wrong("decode_batch", "test_no_new_tokens_is_the_prompt", "for nothing")
+def looks_before_it_counts(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
+    """Runs the prompt before it asks how many tokens are wanted."""
+    with torch.no_grad():
+        model(ids, attention_mask=mask, position_ids=counted(mask))
+    return decode_batch(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id)
+
+
 # --- decode_batch ---------------------------------------------------------------------
 
 STOPS = "test_finished_rows_are_padded_and_the_batch_stops"
@@ -486,6 +503,21 @@ def strips_each_piece(tokenizer, token_ids):
     return (piece for piece in pieces if piece)
 
 
+@wrong("stream_tokens", "test_half_a_character_before_a_whole_one", "should give")
+def whatever_is_new(tokenizer, token_ids):
+    """Where a sign is final and the next is not, it hands out both."""
+    ids, sent = [], 0
+    for token in token_ids:
+        ids.append(token)
+        text = text_of(tokenizer, ids)
+        ready = len(text) - text.endswith("\ufffd")
+        if ready > sent:
+            yield text[sent:]
+            sent = ready
+    if text_of(tokenizer, ids)[sent:]:
+        yield text_of(tokenizer, ids)[sent:]
+
+
 @wrong("stream_tokens", "test_asks_for_a_token_only_when_it_needs_one", "Yield inside")
 def collects_first(tokenizer, token_ids):
     """Waits for the whole text."""
@@ -615,6 +647,18 @@ def reads_to_the_end(pieces, stop_strings):
     yield from held_back(pieces, stop_strings, begin)
     for _ in pieces:
         pass
+
+
+@wrong("stop_at", BY_HAND, "stop_at(['ab'], ['b', 'ab']) should give [], not ['a']")
+def the_first_of_those_that_end_together(pieces, stop_strings):
+    """Of two stop strings that end at the same character the list's first is cut."""
+
+    def find(held):
+        ends = [(held.find(s) + len(s), -len(s)) for s in stop_strings if s in held]
+        return [min(ends, key=lambda found: found[0])] if ends else []
+
+    begin = lambda held: could_begin(held, stop_strings)  # noqa: E731
+    return held_back(pieces, stop_strings, begin, find=find)
 
 
 @wrong("stop_at", "test_an_empty_stop_string_is_refused", "should raise ValueError")
