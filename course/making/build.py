@@ -29,7 +29,7 @@ import nbformat
 
 from course.checks.notebook import defined_names, tags
 from course.paths import LESSONS, SOLUTIONS, lesson_names, shown, tests_of
-from course.saved.books import GO_ON, STAMP, STUB, stub_of
+from course.saved.books import GO_ON, STAMP, stub_of
 
 CELL_SECONDS = 240
 

@@ -35,7 +35,7 @@ import os
 import sys
 from pathlib import Path
 
-from course.making import build
+from course.saved import books
 from course.teaching import nbgrader_autograde
 
 c = get_config()  # noqa: F821
@@ -46,7 +46,7 @@ c.CourseDirectory.course_id = "token-by-token"
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
 
 # What stands in a student's notebook where our answer was.
-c.ClearSolutions.code_stub = {"python": build.STUB}
+c.ClearSolutions.code_stub = {"python": books.STUB}
 
 # What can be read of a file counts, check cells are put back where they were deleted or
 # changed, and the checks run outside the student's notebook, with limits. Without these

@@ -12,6 +12,7 @@ from course import paths
 from course.checks import notebook
 from course.making import build
 from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names, shown
+from course.saved import books
 
 NAMES = lesson_names()
 every_lesson = pytest.mark.parametrize("name", NAMES)
@@ -125,7 +126,7 @@ def test_a_build_executes_deterministically(tiny):
     assert [f.parent.name for f in files] == ["lessons", "solutions"]
     learners = exercise_cells(notebook.read(files[0]).cells)[0].source
     assert "SOLUTION" not in learners
-    assert build.STUB in learners
+    assert books.STUB in learners
     assert "return 1" not in learners
     assert "return 1" in files[1].read_text(encoding="utf-8")
     assert not list(tiny.glob("*/*.part"))
@@ -265,7 +266,7 @@ def test_work_in_a_lesson_fails_none_of_these_tests(name, tmp_path, monkeypatch)
     path = tmp_path / f"{name}.ipynb"
     mine = build.as_built(name)
     for cell in exercise_cells(mine.cells):
-        cell.source = "%%time\n" + cell.source.replace(build.STUB, "return 1")
+        cell.source = "%%time\n" + cell.source.replace(books.STUB, "return 1")
         cell.outputs = [nbformat.v4.new_output("stream", text="/tmp/x")]
     nbformat.write(mine, path)
     monkeypatch.setattr("test_lessons.LESSONS", tmp_path)
@@ -334,7 +335,7 @@ def test_readme_and_the_lesson_name_the_exercises_that_it_has(name):
 @every_lesson
 def test_each_stub_documents_itself_and_says_that_it_is_one(name):
     for cell in exercise_cells(book(LESSONS / f"{name}.ipynb").cells):
-        assert build.STUB in cell.source
+        assert books.STUB in cell.source
         assert "SOLUTION" not in cell.source
         node = next(
             n

@@ -566,7 +566,7 @@ def test_the_command_too_serves_only_this_machine_unless_told_otherwise(
 
     loaded = (model, toy_tokenizer())
     monkeypatch.setattr(tiny_models.loading, "load", lambda name: loaded)
-    monkeypatch.setattr(tiny_models.server, "serve", serve_and_stop)
+    monkeypatch.setattr(tiny_models.server.running, "serve", serve_and_stop)
     monkeypatch.setattr(sys, "argv", ["server", "--port", "0", *options])
     tiny_models.server.main()
     assert addresses == [address]

@@ -15,6 +15,7 @@ import pytest
 from course.checks import notebook
 from course.making import build
 from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names
+from course.saved import books
 from course.teaching import grade_process, nbgrader_export
 
 LESSON = "04_top_k"
@@ -143,7 +144,7 @@ def test_the_release_has_no_answer(released, lesson):
             found += 1
             assert answer.strip() not in everything, answer
     assert found >= 5
-    assert everything.count(build.STUB) == found
+    assert everything.count(books.STUB) == found
     assert all(c.cell_type != "code" or c.outputs == [] for c in cells)
 
 

@@ -40,8 +40,8 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    from tiny_models import server as package
     from tiny_models.loading import load
+    from tiny_models.server.running import serve
     from tiny_models.weights import ModelNotAvailable
 
     allow_more_files()
@@ -49,7 +49,7 @@ def main() -> None:
         model, tokenizer = load(options.model)
         settings = {name: getattr(options, name) for name in ("temperature", "top_p")}
         place = {"host": options.host, "port": options.port}
-        with package.serve(model, tokenizer, **place, **settings) as server:
+        with serve(model, tokenizer, **place, **settings) as server:
             stopped = stop_on_signals()
             print(f"{server.model} at {server.base_url} (Ctrl-C stops)", flush=True)
             if line := open_to_others(options.host, server.port):

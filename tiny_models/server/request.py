@@ -14,9 +14,9 @@ from tiny_models.server.idle import (
     IDLE,
     IDLE_IN_MESSAGE,
     IDLE_IN_STREAM_OPTIONS,
+    Strict,
     fields_of,
 )
-from tiny_models.server.strict import Strict
 
 MAX_CHOICES = 8
 
