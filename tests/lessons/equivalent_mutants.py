@@ -22,7 +22,8 @@ FLOAT32 = "float32 is precise enough for the tolerance"
 FINE = "any fine grid of mixtures gives the area within the tolerance"
 SINGLE = "the models of the checks compute in float32"
 LAST = "after the last step no beam runs, so the search is over"
-MORE = "more candidates change nothing: K may end, K go on"
+OFF = "0 times a finite cost is 0: only slower"
+ONE = "1 to the power of anything is 1"
 
 EQUIVALENT = {
     "ask": {
@@ -170,13 +171,19 @@ EQUIVALENT = {
         ".where(seen < 0, seen → .where(seen <= 0, seen": "0 times and 0 by the penalty is 0",
     },
     "dry": {
+        "clone() if multiplier == 0: return logits → clone() if False: return logits": (
+            OFF
+        ),
+        "multiplier == 0: return logits → multiplier == -1: return logits": OFF,
+        "> 1 else 0 for row, → > 1 else 1 for row,": ONE,
+        "> 1 else 0 for row, → > 1 else -1 for row,": ONE,
         ".get(token, 0)) for token → .get(token, -1)) for token": "no match is below 0",
     },
     "self_bleu": {
         "(texts) < 2: raise ValueError( → (texts) < 1: raise ValueError(": (
             "min of no lengths is a ValueError, too"
         ),
-        "item() if 0 < c < → item() if 1 < c <": "one word has no 2-gram: 0 anyway",
+        "c) if 0 < c < → c) if 1 < c <": "one word has no 2-gram: 0 anyway",
     },
     "mauve_small": {
         "]), k).cpu() p = torch → ]), k) p = torch": ON_THE_CPU,
