@@ -1,16 +1,63 @@
-"""The suite of tests: proves that the installation works.
+"""The suite of tests.
 
-python start.py test [pytest's options]
+    python start.py test          what proves an installation, and a lesson
+    python start.py test --all    everything, as CI runs it
+
+`test` runs the checks of every lesson on our answers, the wrong and right answers that
+try them, what checks and saved notebooks do, and each reference notebook from top to
+bottom. `test --all` adds the machinery around it, see MACHINERY. Options go on to
+pytest: `python start.py test -x -k top_k`.
 """
+
+import argparse
 
 import pytest
 
-from course.paths import ROOT
+from course.paths import ROOT, SOLUTIONS, lesson_names
 
 # Notebooks and test files side by side; each stays whole, its cells in order.
-SPREAD = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+SPREAD += ["--no-loadscope-reorder"]
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "240"]
+# They take longest and begin first, so that no process waits at the end for another.
+LONG = ("08_degeneration", "09_beam_search")
+# What `test` leaves out.
+MACHINERY = {
+    "tests/teaching": "grading, nbgrader, the site, the guide",
+    "tests/models": "the server and the models' files",
+    "tests/making/test_any_model.py": "the lessons with another model",
+    "tests/making/test_browser.py": "JupyterLab in a browser",
+    "tests/making/test_statistics.py": "how often statistical checks err",
+    "tests/learner": "the commands for learners",
+    "tests/test_start.py": "the set-up",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the suite. Returns pytest's exit code."""
-    return int(pytest.main([f"--rootdir={ROOT}", *SPREAD, *(arguments or [])]))
+    parser = argparse.ArgumentParser(
+        prog="python start.py test",
+        description="Run the course's own tests. Other options go on to pytest.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--all", action="store_true", help="everything, as CI runs it")
+    options, rest = parser.parse_known_args(arguments)
+    if options.all:
+        print("Nothing is left out.", flush=True)
+    else:
+        told = "; ".join(MACHINERY.values())
+        print(f"Left out, and run by `test --all`: {told}.", flush=True)
+    return int(
+        pytest.main([f"--rootdir={ROOT}", *SPREAD, *NBVAL, *paths(options.all), *rest])
+    )
+
+
+def paths(everything: bool) -> list[str]:
+    """What pytest is given, in the order in which it should begin."""
+    names = sorted(lesson_names(), key=lambda name: (name not in LONG, name))
+    notebooks = [str(SOLUTIONS / f"{name}.ipynb") for name in names]
+    if everything:
+        machinery = [str(ROOT / path) for path in MACHINERY]
+        return [*notebooks[:2], *machinery, *notebooks[2:], str(ROOT / "tests")]
+    ignored = [f"--ignore={ROOT / path}" for path in MACHINERY]
+    return [*notebooks, str(ROOT / "tests"), *ignored]
