@@ -46,7 +46,7 @@ sys.path.pop(0)
 # What course/__main__.py can do, and which of these need requirements-teach.txt.
 COMMANDS = "check next hint answer reset watch doctor update grade test bench trust"
 TOOLS = "export slides site build browser"
-OF_LESSONS = "check hint answer reset"  # they take names of lessons and exercises
+OF_LESSONS = "check hint answer reset watch"  # they take names of lessons and exercises
 WITH_PATHS = "grade export slides site browser"  # relative to where one types them
 
 
