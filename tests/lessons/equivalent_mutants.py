@@ -91,6 +91,12 @@ EQUIVALENT = {
             ON_THE_CPU
         ),
     },
+    "pick_sample": {
+        "{temperature}') logits = logits.float() probabilities = torch → "
+        "{temperature}') pass probabilities = torch": HALF,
+        "logits = logits.float() probabilities = torch → "
+        "logits = logits probabilities = torch": HALF,
+    },
     "kept_mass": {
         "return (logits.float().softmax(-1) → return (logits.softmax(-1)": HALF,
     },
