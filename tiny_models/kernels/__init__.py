@@ -16,6 +16,21 @@ compiler on the machine.
 """
 
 from tiny_models.kernels.decoder import Decoder
-from tiny_models.kernels.reading import NotSupported, Weights, read_gguf, read_model
+from tiny_models.kernels.reading import (
+    NotSupported,
+    Weights,
+    as_they_are,
+    new_cache,
+    read_gguf,
+    read_model,
+)
 
-__all__ = ["Decoder", "NotSupported", "Weights", "read_gguf", "read_model"]
+__all__ = [
+    "Decoder",
+    "NotSupported",
+    "Weights",
+    "as_they_are",
+    "new_cache",
+    "read_gguf",
+    "read_model",
+]

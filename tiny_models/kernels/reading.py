@@ -1,7 +1,10 @@
 """A Llama's weights, from a GGUF file or a model in memory, packed for the kernels.
 
-read_gguf(path)     the file's own 4-bit blocks
-read_model(model)   float32
+Here a matrix is packed for the kernels, unless `pack=as_they_are` asks for it as the
+file or the model holds it:
+
+    read_gguf(path)     the file's own 4-bit blocks
+    read_model(model)   float32
 """
 
 from pathlib import Path
@@ -24,6 +27,7 @@ class Shape(NamedTuple):
     kv_heads: int  # that are asked; each serves heads // kv_heads of the former
     head_size: int
     eps: float
+    theta: float  # of the rotary embedding
 
 
 class Weights(NamedTuple):
@@ -51,7 +55,12 @@ class NotSupported(ValueError):
 KNOWN = "The kernels of lesson 14 know Llama models with plain rotary positions"
 
 
-def read_model(model) -> Weights:
+def as_they_are(rows: np.ndarray, kind: str) -> np.ndarray:
+    """Instead of `pack`: (layers, rows, columns) float32, or bytes of the blocks."""
+    return rows
+
+
+def read_model(model, pack=pack) -> Weights:
     """The float32 weights of a LlamaForCausalLM. Raises NotSupported."""
     c = model.config
     rope = getattr(c, "rope_parameters", None) or {}
@@ -69,6 +78,7 @@ def read_model(model) -> Weights:
     shape = Shape(
         *(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers),
         *(c.num_attention_heads, c.num_key_value_heads, size, c.rms_norm_eps),
+        float(rope.get("rope_theta", 10000.0)),
     )
 
     def array(parameter):
@@ -96,11 +106,11 @@ def read_model(model) -> Weights:
         norms("input_layernorm"),
         norms("post_attention_layernorm"),
         array(model.model.norm.weight),
-        rotary_frequencies(size, rope.get("rope_theta", 10000.0)),
+        rotary_frequencies(size, shape.theta),
     )
 
 
-def read_gguf(path: str | Path) -> Weights:
+def read_gguf(path: str | Path, pack=pack) -> Weights:
     """The weights of a GGUF file, its matrices as they are: Q4_1, Q8_0 or F32.
 
     Raises NotSupported for another architecture or another kind of matrix.
@@ -128,6 +138,7 @@ def read_gguf(path: str | Path) -> Weights:
         field("llama.attention.head_count_kv", heads),
         field("llama.attention.key_length", hidden // heads),
         field("llama.attention.layer_norm_rms_epsilon"),
+        float(field("llama.rope.freq_base", 10000.0)),
     )
 
     def rows(name):
@@ -173,8 +184,25 @@ def read_gguf(path: str | Path) -> Weights:
         norms(f"{block}attn_norm.weight"),
         norms(f"{block}ffn_norm.weight"),
         np.array(tensors["output_norm.weight"].data),
-        rotary_frequencies(shape.head_size, field("llama.rope.freq_base", 10000.0)),
+        rotary_frequencies(shape.head_size, shape.theta),
     )
+
+
+class Cache(NamedTuple):
+    """The cache of one sequence, for a step by hand. keys, values: (layers, kv_heads,
+    positions, head_size) float32; length: (1,) int64, how many positions are taken."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    length: np.ndarray
+
+
+def new_cache(weights: Weights, positions: int) -> Cache:
+    """An empty cache."""
+    s = weights.shape
+    room = (s.layers, s.kv_heads, positions, s.head_size)
+    zeros = np.zeros(room, np.float32), np.zeros(room, np.float32)
+    return Cache(*zeros, np.zeros(1, np.int64))
 
 
 def rotary_frequencies(head_size: int, theta: float) -> np.ndarray:
