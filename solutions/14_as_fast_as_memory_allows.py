@@ -164,12 +164,11 @@ def read_all(a):
     return out
 
 
-big = np.ones((64, 1 << 20), np.float32)  # 268 MB
-read_all(big)  # compiles
+large = np.ones((64, 1 << 20), np.float32)  # 268 MB
+read_all(large)  # compiles
 torch.set_num_threads(1)  # torch's idle threads would keep the cores busy
-limit = big.nbytes / fastest(lambda: read_all(big), 8)
+limit = large.nbytes / fastest(lambda: read_all(large), 8)
 print(f"{numba.get_num_threads()} threads read {limit / 1e9:.1f} GB/s")
-del big
 
 # %% [markdown]
 # Divide, and you have the shortest possible step, whatever the code does. Where is
@@ -229,7 +228,7 @@ print(f"generate              {step * 1000:5.1f} ms a token: {floor / step:.0%} 
 
 # %% tags=["exercise"]
 def matvec(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """weight: (rows, columns) float32. x: (columns,) float32. Returns (rows,) float32."""
+    """weight (rows, columns), x (columns,), both float32. Returns (rows,) float32."""
     ### BEGIN SOLUTION
     out = np.empty(weight.shape[0], np.float32)
     for i in range(weight.shape[0]):
@@ -468,7 +467,7 @@ check(attend)
 def step_by_hand(weights, token: int, cache) -> np.ndarray:
     """The logits after `token`, given the tokens in the cache: (vocab,) float32.
 
-    cache: keys, values (layers, kv_heads, positions, head_size) float32, and length (1,)
+    cache: keys, values (layers, kv_heads, positions, head_size) float32; length (1,)
     int64; the token is added to it in place.
     """
     ### BEGIN SOLUTION
@@ -582,9 +581,7 @@ def product_of(matrix, layer, x):
     if isinstance(matrix, types.Array):  # float32
         return lambda matrix, layer, x: shared_matvec(matrix[layer], x)
     if matrix.count == 3:  # the kernels of section 4
-        return lambda matrix, layer, x: q4_tiles(
-            matrix.q, matrix.d, matrix.m, layer, x
-        )
+        return lambda matrix, layer, x: q4_tiles(matrix.q, matrix.d, matrix.m, layer, x)
     return lambda matrix, layer, x: q8_tiles(matrix.q, matrix.d, layer, x)
 
 
@@ -854,6 +851,7 @@ def q4_tiles(q, d, m, layer, x):
 # The embedding, which is the head, too, is stored with 8 bits (`Q8_0`: a float16 d and 32
 # signed bytes; a weight is d · number). The same idea:
 
+
 # %%
 class Q8(NamedTuple):
     q: np.ndarray  # (layers, tiles, blocks, 32, R) int8
@@ -1025,9 +1023,7 @@ def continued(one, prompt, new=8):
 torch.set_num_threads(cores)
 oracle = [continued(model, prompt) for prompt in prompts]
 for name, one in (("bfloat16", half_model), ("int8 layers", rounded)):
-    same = sum(
-        continued(one, p) == o for p, o in zip(prompts, oracle, strict=True)
-    )
+    same = sum(continued(one, p) == o for p, o in zip(prompts, oracle, strict=True))
     print(f"{name:12} {same:2} of {len(prompts)} continuations of 8 tokens are equal")
 torch.set_num_threads(1)
 for name, weights_ in (("4 bits", bits),):
