@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from numba import njit, prange
+from numba import njit
 from numba.core.errors import NumbaError
 
 from course.checks import expect
@@ -78,7 +78,7 @@ def small(**more):
     return Config(**fields | more)
 
 
-@pytest.mark.parametrize(("bits", "wanted"), [(32, 736), (5, 115), (8.5, 195)])
+@pytest.mark.parametrize(("bits", "wanted"), [(32, 736), (5, 115), (6.0, 138)])
 def test_bytes_worked_by_hand(bytes_per_token, bits, wanted):
     got = bytes_per_token(small(), bits)
     hint = ""
@@ -177,18 +177,19 @@ def test_the_rows_are_shared_by_one_prange(parallel_matvec):
     assert "prange" in function.__code__.co_names, (
         "parallel_matvec does not use prange: only a loop over prange is shared"
     )
-    if names.get("prange") is not prange:
-        return  # numba.prange: it cannot be watched
 
     def watched(*bounds):
         calls.append(bounds)
         return range(*bounds)
 
+    before = names.get("prange")
     names["prange"] = watched
     try:
         function(random(3, 5), random(5))
     finally:
-        names["prange"] = prange
+        names["prange"] = before
+    if not calls:
+        return  # numba.prange: it cannot be watched
     assert len(calls) == 1, (
         f"prange was called {len(calls)} times for a matrix of 3 rows and 5 columns. "
         "Share the outer loop, once: each sharing has its price."

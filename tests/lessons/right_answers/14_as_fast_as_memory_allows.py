@@ -217,11 +217,10 @@ def split_by_hand(weights, token, cache):
         cache.values[i, :, n] = v
         seen = attend(q, cache.keys[i][:, : n + 1], cache.values[i][:, : n + 1])
         x = x + weights.o[i] @ seen.ravel()
-        gate, up = np.split(
-            weights.gate_up[i] @ rms_norm(x, weights.norm2[i], s.eps), 2
-        )
+        h = rms_norm(x, weights.norm2[i], s.eps)
+        gate, up = np.split(weights.gate_up[i] @ h, 2)
         x = x + weights.down[i] @ (gate / (1 + np.exp(-gate)) * up)
-    cache.length += 1
+    cache.length[0] += 1
     return weights.head[0] @ rms_norm(x, weights.norm, s.eps)
 
 
