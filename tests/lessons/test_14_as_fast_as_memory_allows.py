@@ -447,7 +447,10 @@ def test_tokens_are_those_of_generate(decode_fast, prompt):
     def logits_at(row, step):
         return torch.from_numpy(full_logits(model, oracle[0, :step].tolist())[-1])
 
-    expect.same_ids(got, oracle, call, logits_at)
+    whole = isinstance(got, torch.Tensor) and got.dim() == 2
+    if whole and torch.equal(got[:, : len(prompt)], ids):
+        expect.same_ids(got, oracle, call, logits_at)
+    expect.same_ids(got, oracle, call, hint="The result begins with the prompt.")
 
 
 def test_it_stops_after_an_eos_token_which_is_kept(decode_fast):

@@ -490,7 +490,7 @@ def one_too_many(weights, ids, max_new_tokens, eos_ids):
     return loop(weights, ids, max_new_tokens, eos_ids, extra=1)
 
 
-@wrong("decode_fast", TOKENS, "differs first at position 0")
+@wrong("decode_fast", TOKENS, "The result begins with the prompt")
 def new_ones_only(weights, ids, max_new_tokens, eos_ids):
     """Returns the new tokens alone."""
     return loop(weights, ids, max_new_tokens, eos_ids)[:, ids.shape[1] :]
