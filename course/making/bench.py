@@ -5,9 +5,9 @@
     python start.py bench --only generate 4-bit --threads 1
 
 Each variant runs in a process of its own, one at a time, in rounds whose order is
-reversed every other time: so what else the machine does hits all of them alike, and only
-ratios of one run are compared. Seconds a token are those of the steps after the prefill;
-a variant's number is the median over all rounds, its spread the slowest and the fastest
+reversed every other time: so what else the machine does hits all of them alike, and
+only ratios of one run are compared. Seconds a token are those of the steps after the
+prefill; a variant's number is the median over all rounds, its spread the slowest and the fastest
 round. Every greedy text must be that of `generate`, or the last column says where it
 differs first.
 
@@ -38,8 +38,8 @@ TEXT = (
     "years when the town council, after many arguments about money and one about "
     "seagulls, decided to light it again. Nobody could find the key. The last keeper "
     "had moved inland to live with his daughter, and he wrote back on a postcard with "
-    "a picture of a cow: the key hangs where it always hung. So a small party of people "
-    "went out at low tide with torches and a ladder. "
+    "a picture of a cow: the key hangs where it always hung. So a small party of "
+    "people went out at low tide with torches and a ladder. "
 )
 
 
@@ -330,7 +330,7 @@ def by_hand(threads):
 
 def without_measuring(source: str) -> str:
     """A cell of lesson 14, without what takes time and defines nothing."""
-    slow = ("reference = generate()", "rate = {}", "perplexity_of(model)", "large = ")
+    slow = ("reference = generate()", "rate = {}", "def perplexity_of", "large = ")
     if any(words in source for words in slow):
         keep = (
             "weights = read_model",
