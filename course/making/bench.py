@@ -7,9 +7,9 @@
 Each variant runs in a process of its own, one at a time, in rounds whose order is
 reversed every other time: so what else the machine does hits all of them alike, and
 only ratios of one run are compared. Seconds a token are those of the steps after the
-prefill; a variant's number is the median over all rounds, its spread the slowest and the fastest
-round. Every greedy text must be that of `generate`, or the last column says where it
-differs first.
+prefill; a variant's number is the median over all rounds, its spread the slowest and
+the fastest round. Every greedy text must be that of `generate`, or the last column says
+where it differs first.
 
 llama.cpp is measured where `llama_cpp` can be imported. It needs a compiler and is no
 requirement of the course.
