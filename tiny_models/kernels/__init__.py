@@ -17,6 +17,7 @@ compiler on the machine.
 
 from tiny_models.kernels.decoder import Decoder
 from tiny_models.kernels.reading import (
+    Cache,
     NotSupported,
     Weights,
     as_they_are,
@@ -26,6 +27,7 @@ from tiny_models.kernels.reading import (
 )
 
 __all__ = [
+    "Cache",
     "Decoder",
     "NotSupported",
     "Weights",
