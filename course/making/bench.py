@@ -108,6 +108,7 @@ class Workers:
                 text=True,
             )
             self._answer(name)  # loaded and compiled
+            print(f"{name} is ready", file=sys.stderr, flush=True)
 
     def __enter__(self):
         return self

@@ -60,7 +60,7 @@ def bits_not_bytes(config, bits):
     return int(weights_of(config) * bits)
 
 
-@wrong("bytes_per_token", HAND, "should give 736, not 736")
+@wrong("bytes_per_token", HAND, "736 (an int), not 736 (a float)")
 def a_float(config, bits):
     """Returns a float."""
     return weights_of(config) * bits / 8
