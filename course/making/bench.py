@@ -146,10 +146,9 @@ def serve(name: str, threads: int):
         "by-hand": by_hand,
         "llama-q4": llama,
     }[name](threads)
-    for line in ["null", *sys.stdin]:
-        job = json.loads(line)
-        answer = run(job) if job is not None else None
-        print(json.dumps(answer), file=answers, flush=True)
+    print("null", file=answers, flush=True)  # ready
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), file=answers, flush=True)
 
 
 def prompts(batch: int) -> list[list[int]]:
