@@ -6,7 +6,6 @@ itself, which costs less than a wait.
 """
 
 import os
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -562,7 +561,7 @@ class _announced:
     def __enter__(self):
         if self.what not in _compiled:
             said = f"Compiling the kernels for {self.what} (the first time, seconds)."
-            self.timer = threading.Timer(1.0, print, [said], {"file": sys.stderr})
+            self.timer = threading.Timer(1.0, print, [said])
             self.timer.daemon = True
             self.timer.start()
 
