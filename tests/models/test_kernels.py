@@ -346,7 +346,8 @@ def test_older_processors_give_the_same_tokens(model, name, features, wanted, tm
     )
     assert done.returncode == 0, done.stderr
     ids = [5, 17, 40, 8, 9, 60, 33, 21, 11]
-    assert done.stdout.splitlines()[-2:] == [wanted, str(greedy(model, ids, 20))]
+    said = [x for x in done.stdout.splitlines() if "Compiling" not in x]
+    assert said == [wanted, str(greedy(model, ids, 20))]
 
 
 def _cpu():
