@@ -822,6 +822,7 @@ class Q4(NamedTuple):
     m: np.ndarray
 
 
+# %%
 @compiled
 def q4_tile(q, d, m, x, sums, y):
     """R rows times x (blocks, 32): the innermost loop runs over rows."""
