@@ -868,6 +868,7 @@ def tiles_of_q8(blocks):
     return Q8(tiles(split[..., 2:].view(np.int8)), tiles(d))
 
 
+# %%
 @compiled
 def q8_tile(q, d, x, y):
     y[:] = np.float32(0)
@@ -1013,6 +1014,7 @@ prompts = [
 ]
 
 
+# %%
 def continued(one, prompt, new=6):
     given = tokenizer(prompt, return_tensors="pt").input_ids
     out = one.generate(
