@@ -87,8 +87,9 @@ print("largest change below 0.001:", bool((short - long[:, :-1]).abs().max() < 1
 # <details><summary>Hint 2</summary>Scores have the shape
 # <code>(batch, heads, new, old + new)</code>. New position i may see the first old + i + 1
 # columns.</details>
-# <details><summary>Hint 3</summary>A mask of ones above a diagonal:
-# <code>torch.ones(new, total, dtype=torch.bool, device=q.device).triu(old + 1)</code>.</details>
+# <details><summary>Hint 3</summary>A mask of ones above a diagonal, on the device of
+# <code>q</code>: <code>torch.ones(new, total, dtype=torch.bool,
+# device=q.device).triu(old + 1)</code>.</details>
 # <details><summary>Hint 4</summary>In float16 a score may be above the largest number, 65,504,
 # and a "large" -1e9 does not exist: compute with <code>q.float()</code> and its like, mask with
 # -inf, and give the output the dtype of <code>q</code>.</details>
@@ -157,8 +158,8 @@ def cached_step(
     """The logits after `token`, given what is in the cache, and the grown cache.
 
     token: (batch, n) int64, without padding: the prompt, or the n tokens behind the
-    cache, mostly one. cache: of the text before, or None. Returns (batch, vocab) float32 logits, and the
-    cache, which may be the same object.
+    cache, mostly one. cache: of the text before, or None. Returns (batch, vocab)
+    float32 logits, and the cache, which may be the same object.
     """
     ### BEGIN SOLUTION
     with torch.no_grad():
