@@ -152,8 +152,8 @@ for temperature in (0.5, 1.0, 2.0):
 #
 # difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 4 lines
 #
-# Remove tokens whose probability is below `min_p` times the largest probability of their
-# row.
+# Remove (set to -inf) tokens whose probability is below `min_p` times the largest
+# probability of their row.
 #
 # By hand: with 0.5, 0.4, 0.1 and `min_p=0.5` the floor is 0.25, and two tokens stay. 0 is
 # off; 1 keeps the likeliest (and what ties with it).
@@ -206,7 +206,8 @@ for temperature in (0.5, 1.0, 2.0):
 # difficulty ★★★ · importance ★★☆ · 15 min · our answer: 10 lines
 #
 # Order the tokens by the distance of their surprisal from the entropy, the nearest first,
-# and keep the smallest set of them whose mass is at least `typical_p`.
+# and keep the smallest set of them whose mass is at least `typical_p`. All other logits
+# become -inf, here and in the next exercises.
 #
 # By hand: the probabilities 0.6, 0.2, 0.2 have the entropy 0.95. The surprisals are 0.51,
 # 1.61, 1.61, so the distances are 0.44, 0.66, 0.66. With `typical_p=0.5` the first token
@@ -346,7 +347,8 @@ for name, logits in (("peaked", peaked), ("flat", flat)):
 # <details><summary>Hint 2</summary>With -inf in a row, take mean and squares of the finite
 # logits by hand: <code>torch.where(finite, x, 0).sum(-1, keepdim=True) / count</code> with
 # <code>x = logits.float()</code>. A sum of 49,152 squares does not fit float16, whose largest
-# number is 65,504.</details>
+# number is 65,504. Square <code>x - mean</code>, not <code>x</code>: of large logits the
+# mean square minus the squared mean has no digits left.</details>
 
 
 # %% tags=["exercise"]
@@ -414,7 +416,8 @@ plt.show()
 # In each row, with the chance `probability`: of the tokens with a probability of `threshold`
 # or more, remove all but the least likely one (what ties with it may stay). A row with fewer
 # than two such tokens stays as it is. Draw one number for each row: `torch.rand(batch, 1,
-# generator=generator)`, and act where it is less than `probability`.
+# generator=generator)` in float32, and act where it is less than `probability`. A row that
+# stays as it is has its number, too.
 #
 # By hand: 0.5, 0.3, 0.15, 0.05 with `threshold=0.1` and `probability=1`: three tokens are
 # likely enough, the first two go, 0.15 and 0.05 stay.

@@ -87,8 +87,9 @@ print("largest change below 0.001:", bool((short - long[:, :-1]).abs().max() < 1
 # <details><summary>Hint 2</summary>Scores have the shape
 # <code>(batch, heads, new, old + new)</code>. New position i may see the first old + i + 1
 # columns.</details>
-# <details><summary>Hint 3</summary>A mask of ones above a diagonal:
-# <code>torch.ones(new, total, dtype=torch.bool).triu(old + 1)</code>.</details>
+# <details><summary>Hint 3</summary>A mask of ones above a diagonal, on the device of
+# <code>q</code>: <code>torch.ones(new, total, dtype=torch.bool,
+# device=q.device).triu(old + 1)</code>.</details>
 # <details><summary>Hint 4</summary>In float16 a score may be above the largest number, 65,504,
 # and a "large" -1e9 does not exist: compute with <code>q.float()</code> and its like, mask with
 # -inf, and give the output the dtype of <code>q</code>.</details>
@@ -104,8 +105,8 @@ def attention_with_cache(
     """Causal attention of new positions to cached ones and to themselves.
 
     q, k_new, v_new: (batch, heads, new, d), of one float dtype, as is all that comes
-    back; scores and weights are float32. cache: (keys, values), each
-    (batch, heads, old, d), left unchanged; None is an empty one.
+    back; scores are float32. cache: (keys, values), each (batch, heads, old, d); None
+    is an empty one. The arguments are left unchanged.
     Returns the output (batch, heads, new, d) and the grown cache.
     """
     ### BEGIN SOLUTION
@@ -156,9 +157,9 @@ def cached_step(
 ) -> tuple[torch.Tensor, DynamicCache]:
     """The logits after `token`, given what is in the cache, and the grown cache.
 
-    token: (batch, n) int64, without padding: the prompt, or one token a row.
-    cache: of the text before, or None. Returns (batch, vocab) float32 logits, and the
-    cache, which may be the same object.
+    token: (batch, n) int64, without padding: the prompt, or the n tokens behind the
+    cache, mostly one. cache: of the text before, or None. Returns (batch, vocab)
+    float32 logits, and the cache, which may be the same object.
     """
     ### BEGIN SOLUTION
     with torch.no_grad():
@@ -223,7 +224,8 @@ plt.show()
 #
 # difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 1 line
 #
-# The position of each token, counting real tokens only; 0 for padding on the left.
+# The position of each token, counting real tokens only; 0 for padding on the left (and in
+# all of a row that is padding only).
 #
 # By hand: the mask `[[0, 0, 1, 1, 1]]` gives `[[0, 0, 0, 1, 2]]`.
 #

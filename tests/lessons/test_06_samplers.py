@@ -499,10 +499,15 @@ def test_eta_leaves_its_input_alone(eta_filter):
     ("n", "wanted"), [(0, [2]), (0.5, [2]), (1, [2]), (2, [1, 2]), (3, [0, 1, 2])]
 )
 def test_sigma_worked_by_hand(top_n_sigma_filter, n, wanted):
-    logits = torch.tensor([[0.0, 2.0, 4.0]])
-    got = top_n_sigma_filter(logits, n)
-    hint = "Sigma is 1.63 (dividing by 3), so the line is at 4 - 1.63 n."
-    stays(got, logits, [wanted], f"top_n_sigma_filter([[0, 2, 4]], {n})", hint)
+    for start in (0, 10_000):
+        logits = torch.tensor([[0.0, 2.0, 4.0]]) + start
+        hint = "Sigma is 1.63 (dividing by 3), so the line is at "
+        hint += f"{start + 4} - 1.63 n."
+        if start:
+            hint += " Square the distances from the mean, not the logits: a difference "
+            hint += "of squares that large has no digits left."
+        call = f"top_n_sigma_filter([[{start}, {start + 2}, {start + 4}]], {n})"
+        stays(top_n_sigma_filter(logits, n), logits, [wanted], call, hint)
 
 
 def test_a_logit_at_the_line_stays(top_n_sigma_filter):
@@ -529,11 +534,12 @@ def test_sigma_of_half_precision(top_n_sigma_filter, dtype):
 
 def test_sigma_divides_by_the_number_of_tokens(top_n_sigma_filter):
     # Population sigma 1, sample sigma 1.41: 0 is below the line only for the first.
-    logits = torch.tensor([[0.0, 2.0]])
-    got = top_n_sigma_filter(logits, 1.9)
     hint = "Divide the squares by the number of tokens: correction=0."
-    hints = [([[0, 1]], hint)]
-    stays(got, logits, [[1]], "top_n_sigma_filter([[0, 2]], 1.9)", "", hints)
+    for removed in ([], [-INF]):
+        logits = torch.tensor([[0.0, 2.0, *removed]])
+        call = f"top_n_sigma_filter({expect.show(logits)}, 1.9)"
+        got = top_n_sigma_filter(logits, 1.9)
+        stays(got, logits, [[1]], call, "", [([[0, 1]], hint)])
 
 
 @pytest.mark.parametrize("n", [0.3, 1.0, 1.7])
@@ -555,6 +561,8 @@ def test_removed_tokens_do_not_count(top_n_sigma_filter, n):
         whole.masked_fill(whole < whole.amax(-1)[:, None] - n * sigma, -INF)
     )
     holes = torch.cat([whole, torch.full((2, 90), -INF)], dim=-1)
+    holes[1] = holes[1].roll(20)  # each row has its holes at other places
+    wanted[1] = [place + 20 for place in wanted[1]]
     got = top_n_sigma_filter(holes, n)
     call = f"top_n_sigma_filter of rows with 90 removed tokens more, n={n}"
     hint = "Mean and sigma are those of the finite logits."
@@ -600,7 +608,7 @@ def test_sigma_leaves_its_input_alone(top_n_sigma_filter):
 
 @pytest.mark.parametrize(
     ("threshold", "wanted"),
-    [(0.1, [2, 3]), (0.2, [1, 2, 3]), (0.4, [0, 1, 2, 3]), (0.9, [0, 1, 2, 3])],
+    [(0.1, [2, 3]), (0.2, [1, 2, 3]), (0.4, [0, 1, 2, 3]), (1, [0, 1, 2, 3])],
 )
 def test_exclusion_worked_by_hand(xtc_filter, threshold, wanted):
     logits = logits_of([0.5, 0.3, 0.15, 0.05])
@@ -651,16 +659,29 @@ def test_without_a_chance_nothing_is_excluded(xtc_filter):
     expect.same(got, logits, "xtc_filter(logits, 0.1, probability=0)")
 
 
-def test_the_draws_are_those_of_the_generator(xtc_filter):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_draws_are_those_of_the_generator(xtc_filter, dtype):
+    """Two calls with one generator, for 64 rows of which each third has one likely
+    token. Such a row stays, and has its number all the same."""
     logits = logits_of([0.5, 0.3, 0.2]).expand(64, 3).clone()
+    logits[::3] = logits_of([0.94, 0.03, 0.03])
+    logits = logits.to(dtype)
     for chance in (0.3, 0.8):
-        draws = torch.rand(64, 1, generator=torch.Generator().manual_seed(5))
-        oracle = (draws[:, 0] < chance).tolist()
-        got = xtc_filter(logits, 0.1, chance, torch.Generator().manual_seed(5))
-        call = f"xtc_filter with probability={chance} and a generator"
-        expect.tensor(got, (64, 3), call)
-        hint = "One torch.rand(batch, 1, generator=generator) for all rows."
-        expect.value((got[:, 0] == -INF).tolist(), oracle, f"{call}: rows cut", hint)
+        generator = torch.Generator().manual_seed(5)
+        mine = torch.Generator().manual_seed(5)
+        for which in ("first", "second"):
+            draws = torch.rand(64, 1, generator=generator)
+            oracle = (draws[:, 0] < chance).tolist()
+            oracle[::3] = [False] * 22
+            got = xtc_filter(logits, 0.1, chance, mine)
+            name = str(dtype).removeprefix("torch.")
+            call = f"xtc_filter of {name} logits with probability={chance}, the {which}"
+            call += " call with a generator"
+            expect.tensor(got, (64, 3), call)
+            hint = "One torch.rand(batch, 1, generator=generator) for all rows."
+            expect.value(
+                (got[:, 0] == -INF).tolist(), oracle, f"{call}: rows cut", hint
+            )
 
 
 def test_without_a_generator_the_draws_are_torchs_own(xtc_filter):
@@ -727,6 +748,30 @@ def test_observed_is_measured_among_what_was_left(Mirostat):
     assert token.item() < 2, f"{call}: tokens of 3.3 bits are above mu = 2.2"
     hint = "Two tokens were left with 0.5 each: observed is 1 bit."
     expect.same(sampler.mu, [[2.3]], f"{call}: mu afterwards", hint, 1e-4)
+
+
+def at_two_bits():
+    """Logits of which tokens 1 and 2 have a surprisal of 2 bits to the last bit of
+    float32 (and no more in float64), or None on a machine that rounds otherwise."""
+    logits = torch.tensor([[0.6931471228599548, 0.0, 0.0]])
+    nats = -logits.log_softmax(-1)[0, 1]
+    ways = nats / math.log(2), nats / torch.tensor(2.0).log(), nats * math.log2(math.e)
+    ways += (-logits.softmax(-1)[0, 1].log2(),)
+    return logits if all(bits.item() == 2.0 for bits in ways) else None
+
+
+def test_a_token_at_the_cut_stays(Mirostat):
+    logits = at_two_bits()
+    if logits is not None:
+        sampler = Mirostat(1.0, 1.0)
+        token = sampler.pick(logits)
+        call = "Mirostat(1, rate=1).pick of 0.5, 0.25, 0.25"
+        expect.tensor(token, (1, 1), call, torch.int64)
+        observed = 2.0 if token.item() else 1.0
+        hint = f"It drew token {token.item()}, {observed:.0f} bit(s). The tokens of 2 "
+        hint += "bits are at mu, not above it."
+        wanted = [[2 - (observed - 1)]]
+        expect.same(sampler.mu, wanted, f"{call}: mu afterwards", hint, 1e-4)
 
 
 def test_rows_are_steered_apart(Mirostat):
@@ -830,6 +875,12 @@ def test_a_chain_of_one_and_of_none(chain):
     expect.same(chain(lambda x: x / 2)(logits), logits / 2, "chain(x / 2)(logits)")
 
 
+def test_a_filter_that_changes_nothing_is_not_the_end(chain):
+    got = chain(lambda x: x + 0, lambda x: x * 10)(torch.tensor([[2.0]]))
+    hint = "The filters behind one that changes nothing are applied, too."
+    expect.same(got, [[20.0]], "chain(x + 0, x * 10) of [[2]]", hint)
+
+
 def test_a_chain_can_be_used_again(chain):
     one = chain(lambda x: x + 1, lambda x: x + 2, lambda x: x + 3)
     for _ in range(2):
@@ -883,15 +934,21 @@ def half(x):
 
 
 def test_orders_worked_by_hand(commute):
+    def at_most_3(x):
+        return x.clamp(max=3)
+
     cases = (
-        (half, lambda x: x + 0, True),
-        (half, lambda x: x.clamp(max=3), False),
-        (lambda x: x.clamp(max=3), half, False),
+        (half, lambda x: x + 0, [[4.0]], True, ""),
+        (half, at_most_3, [[4.0]], False, ""),
+        (at_most_3, half, [[4.0]], False, ""),
+        (half, at_most_3, [[4.0], [1.0]], False, "Row 0 differs: 2 and 1.5."),
+        (half, at_most_3, [[1.0], [4.0]], False, "Row 1 differs: 2 and 1.5."),
+        (half, at_most_3, [[3.01]], False, "1.505 and 1.5: that is no rounding."),
     )
-    for first, second, wanted in cases:
-        got = commute(first, second, torch.tensor([[4.0]]))
+    for first, second, logits, wanted, hint in cases:
+        got = commute(first, second, torch.tensor(logits))
         call = "commute of x / 2 and " + ("x + 0" if wanted else "x.clamp(max=3)")
-        expect.value(got, wanted, f"{call} for [[4]]")
+        expect.value(got, wanted, f"{call} for {expect.show(logits)}", hint)
 
 
 def test_temperature_and_the_filters(commute):

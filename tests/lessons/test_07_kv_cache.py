@@ -189,14 +189,23 @@ def test_attention_in_any_dtype(attention_with_cache, dtype):
     expect.same(out.double(), oracle[:, :, 2:], call, hint, 0.03)
 
 
-def test_the_old_cache_is_left_alone(attention_with_cache):
-    old = (column(1.0, 2.0), column(3.0, 4.0))
-    hint = "torch.cat makes new tensors"
-    with expect.unchanged(hint, keys=old[0], values=old[1]):
-        got = attention_with_cache(column(0.5), column(5.0), column(6.0), old)
+def test_no_score_is_too_low_to_be_seen(attention_with_cache):
+    q, k, v = column(1e5, 1e5), column(-1e5, -1e5), column(10.0, 20.0)
+    call = "attention_with_cache where all scores are -1e10, values 10 and 20,"
+    out, _ = a_pair(attention_with_cache(q, k, v), call)
+    hint = "Mask with -inf: a score may be below any other number."
+    expect.same(out, column(10.0, 15.0), call, hint, 1e-4)
+
+
+def test_arguments_and_old_cache_are_left_alone(attention_with_cache):
+    old = (column(1.0, 2.0).repeat(1, 1, 1, 4), column(3.0, 4.0).repeat(1, 1, 1, 4))
+    q, k, v = (column(x).repeat(1, 1, 1, 4) for x in (0.5, 5.0, 6.0))
+    given = {"q": q, "k_new": k, "v_new": v, "keys": old[0], "values": old[1]}
+    with expect.unchanged("torch.cat, * and / make new tensors", **given):
+        got = attention_with_cache(q, k, v, old)
     _, cache = a_pair(got, "attention_with_cache")
     call = "the keys after one new position behind two"
-    expect.same(cache[0], column(1.0, 2.0, 5.0), call)
+    expect.same(cache[0][..., :1], column(1.0, 2.0, 5.0), call)
 
 
 # --- cached_step ----------------------------------------------------------------------
@@ -216,9 +225,10 @@ def test_a_step_gives_the_logits_of_the_whole_text(cached_step, make):
     logits, cache = stepped(cached_step(model, text()[:, :3], None), call)
     expect.same(logits, full_logits(model, text()[:, :3]), call, "", 1e-4)
     assert length_of(cache, call) == 3, f"{call}: the cache's length"
-    for end in (4, 5, 6):
-        call = f"cached_step of token {end} with a cache of {end - 1}"
-        token = text()[:, end - 1 : end]
+    for start, end in ((3, 4), (4, 6)):
+        which = f"token {end}" if end == start + 1 else f"tokens {start + 1} and {end}"
+        call = f"cached_step of {which} with a cache of {start}"
+        token = text()[:, start:end]
         logits, cache = stepped(cached_step(model, token, cache), call)
         alone = full_logits(model, token)
         hint = ""
@@ -250,8 +260,8 @@ def test_the_model_sees_the_new_token_alone(cached_step):
 def test_a_step_is_float32_without_gradients(cached_step):
     model = random_llama().to(torch.bfloat16)
     call = "cached_step of a bfloat16 model"
-    logits, _ = stepped(cached_step(model, text(), None), call)
-    expect.tensor(logits, (2, 97), call, torch.float32)
+    logits, _ = stepped(cached_step(model, text()[:1], None), call)
+    expect.tensor(logits, (1, 97), call, torch.float32)
     assert not logits.requires_grad, "call the model inside `with torch.no_grad():`"
 
 
@@ -264,6 +274,7 @@ def test_a_step_is_float32_without_gradients(cached_step):
         ([[0, 0, 1, 1, 1]], [[0, 0, 0, 1, 2]]),
         ([[1, 1, 1], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]),
         ([[0, 0, 0, 1]], [[0, 0, 0, 0]]),
+        ([[0, 0, 0], [0, 1, 1]], [[0, 0, 0], [0, 0, 1]]),
     ],
 )
 def test_positions_worked_by_hand(position_ids, mask, wanted):
@@ -280,6 +291,14 @@ def test_positions_worked_by_hand(position_ids, mask, wanted):
     elif torch.equal(got, torch.arange(given.shape[1]).expand(given.shape)):
         hint = "Padding does not count."
     expect.same(got, wanted, call, hint)
+
+
+def test_positions_of_a_long_text(position_ids):
+    mask = torch.ones(2, 300, dtype=torch.long)
+    mask[0, :10] = 0
+    got = position_ids(mask)
+    wanted = torch.stack([torch.arange(300) - 10, torch.arange(300)]).clamp(min=0)
+    expect.same(got, wanted, "position_ids of 300 columns, 10 of them padding in row 0")
 
 
 def test_positions_are_those_that_make_padding_harmless(position_ids):
@@ -406,7 +425,7 @@ def _of_finished(got, oracle, eos_ids) -> str:
 
 def test_no_call_after_the_last_token(decode_cached):
     model = Watched(random_llama(eos_token_id=None))
-    for new in (1, 3):
+    for new in (1, 20):
         model.calls.clear()
         got = decode_cached(model, *one(), new, greedy, [], 0)
         call = f"decode_cached with {new} new token(s)"
@@ -416,6 +435,8 @@ def test_no_call_after_the_last_token(decode_cached):
         assert calls == new, (
             f"{call} needs {new} call(s) of the model, not {calls}{why}"
         )
+        wanted = [4] + [1] * (new - 1)
+        expect.value(model.widths, wanted, f"the number of tokens fed by {call}")
 
 
 def test_pick_gets_float32(decode_cached):
@@ -492,17 +513,18 @@ def test_more_than_there_is_cannot_be_rolled_back(rollback):
 
 
 def endings():
-    """Three suffixes, of 2, 1 and 3 tokens."""
-    return [torch.tensor(x) for x in ([[50, 51]], [[60]], [[50, 51, 52]])]
+    """Four suffixes, of 2, 1, 3 and 2 tokens."""
+    suffixes = [[50, 51]], [[60]], [[50, 51, 52]], [[60, 51]]
+    return [torch.tensor(x) for x in suffixes]
 
 
 @MODELS
 def test_logits_are_those_of_prefix_and_suffix(reuse_prefix, make):
     model = make()
     got = reuse_prefix(model, text()[:1], endings())
-    call = "reuse_prefix with three suffixes"
+    call = "reuse_prefix with four suffixes"
     expect.returned(got, list, call)
-    assert len(got) == 3, f"{call} should return 3 logits, not {len(got)}"
+    assert len(got) == 4, f"{call} should return 4 logits, not {len(got)}"
     for n, (logits, suffix) in enumerate(zip(got, endings(), strict=True)):
         oracle = full_logits(model, torch.cat([text()[:1], suffix], dim=-1))
         behind = full_logits(
@@ -522,9 +544,11 @@ def test_logits_are_those_of_prefix_and_suffix(reuse_prefix, make):
 def test_the_prefix_is_computed_once(reuse_prefix):
     model = Watched(random_llama())
     reuse_prefix(model, text()[:1], endings())
-    assert sum(model.widths) == 6 + 2 + 1 + 3, (
-        f"a prefix of 6 and suffixes of 2, 1 and 3 tokens need 12 positions; the model "
-        f"computed {sum(model.widths)}, in calls of {model.widths}"
+    # In all rows: suffixes of one length may be one batch.
+    numbers = [call["input_ids"].numel() for call in model.calls]
+    assert sum(numbers) == 6 + 2 + 1 + 3 + 2, (
+        f"a prefix of 6 and suffixes of 2, 1, 3 and 2 tokens need 14 positions; the "
+        f"model computed {sum(numbers)}, in calls of {numbers}"
     )
 
 
@@ -551,14 +575,21 @@ def test_bytes_worked_by_hand(cache_bytes):
         num_key_value_heads=4,
         head_dim=8,
         hidden_size=64,
+        dtype=torch.float64,
     )
     got = cache_bytes(config, 3, 10, torch.float32)
     if got == 61440:
         hint = "Key-value heads count, not attention heads."
+    elif got == 30720:
+        hint = "The dtype is the one given, float32, not the config's own, float64."
     else:
         hint = "It is 2 (keys and values) * 2 * 4 * 8 * 3 * 10 * 4 bytes."
     call = "cache_bytes with 2 layers, 4 key-value heads of 8, batch 3, 10 positions"
     expect.value(got, 15360, call, hint)
+    for dtype, wanted in ((torch.float64, 30720), (torch.float8_e4m3fn, 3840)):
+        hint = f"A number of {dtype} has {dtype.itemsize} byte(s): dtype.itemsize."
+        got = cache_bytes(config, 3, 10, dtype)
+        expect.value(got, wanted, f"{call}, {dtype},", hint)
 
 
 @pytest.mark.parametrize("head_dim", [{}, {"head_dim": None}], ids=["no", "None"])

@@ -186,6 +186,28 @@ def checked(cache, n):
         raise ValueError(f"cannot remove {n} of {cache.get_seq_length()}")
 
 
+@right("decode_cached")
+def lesson_5_with_a_model_that_remembers(model, ids, mask, *rest):
+    """decode_batch is the loop, and a stand-in for the model feeds what is new."""
+    cache = DynamicCache()
+
+    class Remembers:
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def __call__(self, input_ids, attention_mask, **_):
+            start = cache.get_seq_length()
+            return model(
+                input_ids[:, start:],
+                attention_mask=attention_mask,
+                position_ids=counted(attention_mask)[:, start:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+    return reference("decode_batch")(Remembers(), ids, mask, *rest)
+
+
 @right("rollback")
 def layer_by_layer(cache, n):
     """Slices keys and values of each layer."""
@@ -236,6 +258,21 @@ def with_crop(model, prefix_ids, suffixes):
         cache.crop(-suffix.shape[1])
         found.append(logits)
     return found
+
+
+@right("reuse_prefix")
+def a_batch_for_each_length(model, prefix_ids, suffixes):
+    """Suffixes of one length are one batch, on a repeated cache."""
+    _, prefix = cached_step(model, prefix_ids, None)
+    logits = [None] * len(suffixes)
+    for width in {suffix.shape[1] for suffix in suffixes}:
+        places = [n for n, suffix in enumerate(suffixes) if suffix.shape[1] == width]
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(len(places))
+        rows, _ = cached_step(model, torch.cat([suffixes[n] for n in places]), cache)
+        for n, row in zip(places, rows.split(1), strict=True):
+            logits[n] = row
+    return logits
 
 
 @right("reuse_prefix")

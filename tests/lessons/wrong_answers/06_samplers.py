@@ -556,6 +556,35 @@ def sigma_in_the_dtype_given(logits, n):
     return logits.masked_fill(logits < line, -INF)
 
 
+@wrong("top_n_sigma_filter", SIGMA, "no digits left")
+def mean_square_minus_squared_mean(logits, n):
+    """Of large logits, the difference of the two squares cancels in float32."""
+    there = logits > -INF
+    x, count = logits.float().masked_fill(~there, 0), there.sum(-1, keepdim=True)
+    mean = x.sum(-1, keepdim=True) / count
+    squares = (x**2).sum(-1, keepdim=True) / count - mean**2
+    sigma = squares.clamp(min=0).sqrt()
+    return line(logits, n, best_of, lambda _: sigma)
+
+
+@wrong("top_n_sigma_filter", "test_removed_tokens_do_not_count", "finite logits")
+def holes_of_the_first_row(logits, n):
+    """Takes for granted that the same tokens were removed in all rows."""
+    there = logits[:, logits[0] > -INF]
+    return line(logits, n, best_of, lambda _: there.std(-1, correction=0, keepdim=True))
+
+
+@wrong(
+    "top_n_sigma_filter", "test_sigma_divides_by_the_number_of_tokens", "correction=0"
+)
+def sample_deviation_where_tokens_are_missing(logits, n):
+    """Row by row, without correction=0, where something was removed."""
+    if (logits > -INF).all():
+        return top_n_sigma_filter(logits, n)
+    sigma = torch.stack([row[row > -INF].std() for row in logits])
+    return line(logits, n, best_of, lambda _: sigma[:, None])
+
+
 # --- xtc_filter -----------------------------------------------------------------------
 
 EXCLUDED = "test_exclusion_worked_by_hand"
@@ -663,6 +692,47 @@ def exclusion_in_the_dtype_given(logits, threshold, probability, generator=None)
         return p > p.masked_fill(p < t, INF).amin(-1, keepdim=True)
 
     return exclude(logits, threshold, probability, generator, remove)
+
+
+DRAWS = "test_the_draws_are_those_of_the_generator"
+
+
+def excluded(logits, threshold, probability, chosen):
+    sensible(threshold, probability)
+    once = xtc_filter(logits, threshold, 1.0, torch.Generator())
+    return torch.where(chosen, once, logits)
+
+
+@wrong("xtc_filter", EXCLUDED, "ValueError")
+def a_threshold_of_1_is_refused(logits, threshold, probability, generator=None):
+    """1 is allowed: then no row has two likely tokens."""
+    if threshold == 1:
+        raise ValueError("threshold must be below 1")
+    return xtc_filter(logits, threshold, probability, generator)
+
+
+@wrong("xtc_filter", DRAWS, "for all rows")
+def draws_only_where_needed(logits, threshold, probability, generator=None):
+    """A row with one likely token gets no number, so the next rows get others."""
+    chosen = (logits.float().softmax(-1) >= threshold).sum(-1, keepdim=True) >= 2
+    draws = torch.rand(int(chosen.sum()), generator=generator)
+    chosen[chosen.clone()] = draws < probability
+    return excluded(logits, threshold, probability, chosen)
+
+
+@wrong("xtc_filter", DRAWS, "float64 logits")
+def draws_in_the_dtype_given(logits, threshold, probability, generator=None):
+    """A generator gives other numbers in float64."""
+    draws = torch.rand(len(logits), 1, generator=generator, dtype=logits.dtype)
+    return excluded(logits, threshold, probability, draws < probability)
+
+
+@wrong("xtc_filter", DRAWS, "the second call")
+def the_generator_stands_still(logits, threshold, probability, generator=None):
+    """Works on a copy of the generator: each call draws the same numbers."""
+    if generator is not None:
+        generator = torch.Generator().set_state(generator.get_state())
+    return xtc_filter(logits, threshold, probability, generator)
 
 
 # --- Mirostat -------------------------------------------------------------------------
@@ -785,6 +855,17 @@ class CutInTheDtypeGiven(Reference):
         return token
 
 
+@wrong("Mirostat", "test_a_token_at_the_cut_stays", "at mu, not above it")
+class AtTheCutGoes(Steered):
+    """A surprisal of exactly mu is removed, too."""
+
+    def pick(self, logits):
+        bits = -logits.log_softmax(-1) / self.unit
+        mu = self.first(bits) if self.mu is None else self.mu
+        at = (bits == mu) & (logits < logits.amax(-1, keepdim=True))
+        return super().pick(logits.masked_fill(at, -INF))
+
+
 # --- chain ----------------------------------------------------------------------------
 
 ORDER = "test_filters_run_in_the_order_given"
@@ -852,6 +933,20 @@ def each_filter_once(*filters):
     return chain_of(*dict.fromkeys(filters))
 
 
+@wrong("chain", "test_a_filter_that_changes_nothing_is_not_the_end", "are applied, too")
+def stops_where_nothing_changes(*filters):
+    """Ends at the first filter that changes nothing."""
+
+    def apply(logits):
+        for one in filters:
+            before, logits = logits, one(logits)
+            if torch.equal(before, logits):
+                break
+        return logits
+
+    return apply
+
+
 # --- commute --------------------------------------------------------------------------
 
 ORDERS = "test_orders_worked_by_hand"
@@ -904,3 +999,17 @@ def a_tensor_of_one_bool(first, second, logits):
     """all() of a tensor is a tensor."""
     one, other = chain_of(first, second)(logits), chain_of(second, first)(logits)
     return torch.isclose(one, other).all()
+
+
+@wrong("commute", ORDERS, "Row 0 differs")
+def one_row_is_enough(first, second, logits):
+    """True as soon as one row of the batch is the same."""
+    one, other = first(second(logits)), second(first(logits))
+    return bool(torch.isclose(one, other).all(-1).any())
+
+
+@wrong("commute", ORDERS, "that is no rounding")
+def a_generous_tolerance(first, second, logits):
+    """A hundredth is no rounding."""
+    one, other = first(second(logits)), second(first(logits))
+    return torch.allclose(one, other, rtol=1e-2, atol=1e-2)

@@ -88,7 +88,10 @@ def not_scaled(q, k_new, v_new, cache=None):
     return attend(q, k, v, scale=False), (k, v)
 
 
-@wrong("attention_with_cache", "test_the_old_cache_is_left_alone", "was changed")
+LEFT_ALONE = "test_arguments_and_old_cache_are_left_alone"
+
+
+@wrong("attention_with_cache", LEFT_ALONE, "`keys` was changed")
 def into_the_old_cache(q, k_new, v_new, cache=None):
     """Writes into the tensors that were given."""
     out, grown = attention_with_cache(q, k_new, v_new, cache)
@@ -125,6 +128,25 @@ def output_becomes_float32(q, k_new, v_new, cache=None):
     """The output has another dtype than the queries."""
     out, cache = attention_with_cache(q, k_new, v_new, cache)
     return out.float(), cache
+
+
+@wrong("attention_with_cache", "test_no_score_is_too_low_to_be_seen", "Mask with -inf")
+def a_large_number_in_float32(q, k_new, v_new, cache=None):
+    """-1e9 fits float32, but a score may be lower."""
+    k, v = grown(k_new, v_new, cache)
+    start = k.shape[-2] - q.shape[-2] + 1
+    ones = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(start)
+    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    out = scores.masked_fill(ones, -1e9).softmax(-1) @ v.float()
+    return out.to(q.dtype), (k, v)
+
+
+@wrong("attention_with_cache", LEFT_ALONE, "`q` was changed")
+def scales_q_in_place(q, k_new, v_new, cache=None):
+    """/= divides the caller's queries, too."""
+    out = attention_with_cache(q, k_new, v_new, cache)
+    q /= q.shape[-1] ** 0.5
+    return out
 
 
 # --- cached_step ----------------------------------------------------------------------
@@ -196,6 +218,21 @@ def prefill_with_gradients(model, token, cache):
     return output.logits[:, -1].float().detach(), output.past_key_values
 
 
+@wrong("cached_step", STEP, "cached_step of tokens 5 and 6")
+def only_the_last_behind_a_cache(model, token, cache):
+    """Of several tokens behind a cache only the last is fed."""
+    return cached_step(model, token if cache is None else token[:, -1:], cache)
+
+
+@wrong(
+    "cached_step", "test_a_step_is_float32_without_gradients", "should have shape (1, "
+)
+def a_batch_of_one_is_squeezed(model, token, cache):
+    """squeeze() drops the batch, too, where it is 1."""
+    logits, cache = cached_step(model, token, cache)
+    return logits.squeeze(), cache
+
+
 # --- position_ids ---------------------------------------------------------------------
 
 PLACES = "test_positions_worked_by_hand"
@@ -243,6 +280,19 @@ def running_sum_in_place(mask):
     return (mask.cumsum_(-1) - 1).clamp(min=0)
 
 
+@wrong("position_ids", PLACES, "should be [[0, 0, 0], [0, 0, 1]]")
+def from_the_first_one_on(mask):
+    """argmax finds the first 1, and place 0 where there is none."""
+    first = mask.argmax(-1, keepdim=True)
+    return (torch.arange(mask.shape[1]) - first).clamp(min=0)
+
+
+@wrong("position_ids", "test_positions_of_a_long_text", "should be 255 at [0, 265]")
+def counts_in_bytes(mask):
+    """A sum of uint8 begins again after 255."""
+    return (mask.cumsum(-1, dtype=torch.uint8).long() - 1).clamp(min=0)
+
+
 # --- decode_cached --------------------------------------------------------------------
 
 FEEDS = "test_each_decode_step_feeds_one_token"
@@ -264,6 +314,7 @@ def loop(
     extra=0,
     dtype=torch.float32,
     grad=False,
+    fresh=None,
 ):
     """The reference, with its decisions as arguments."""
     finished = torch.zeros(ids.shape[0], dtype=torch.bool)
@@ -283,7 +334,9 @@ def loop(
         token = pick(output.logits[:, -1].to(dtype or model.dtype))
         token = torch.where(finished[:, None], pad_id, token) if pad else token
         out = torch.cat([out, token], -1)
-        fed = token if keep else out
+        if fresh and (step + 1) % fresh == 0:
+            cache = None
+        fed = token if cache is not None else out
         mask = torch.cat([mask, torch.ones_like(token)], -1)
         finished = finished | is_finished(token, eos_ids)
         if finished.all():
@@ -334,9 +387,10 @@ def goes_on_after_the_end(*arguments):
     return loop(*arguments, pad=False)
 
 
-@wrong(
-    "decode_cached", "test_no_call_after_the_last_token", "the last token is not fed"
-)
+LAST = "test_no_call_after_the_last_token"
+
+
+@wrong("decode_cached", LAST, "the last token is not fed")
 def a_call_too_many(*arguments):
     """Feeds the last token, whose logits nobody needs."""
     return loop(*arguments, extra=1)
@@ -397,6 +451,12 @@ def positions_in_place(model, ids, mask, *rest):
     out = loop(model, ids, mask.clone(), *rest)
     mask.cumsum_(-1)
     return out
+
+
+@wrong("decode_cached", LAST, "the number of tokens fed by decode_cached with 20")
+def a_fresh_cache_every_8_tokens(*arguments):
+    """Feeds the whole text again from time to time."""
+    return loop(*arguments, fresh=8)
 
 
 # --- rollback -------------------------------------------------------------------------
@@ -489,7 +549,7 @@ def suffix_alone(model, prefix_ids, suffixes):
     return [cached_step(model, suffix, None)[0] for suffix in suffixes]
 
 
-@wrong("reuse_prefix", "test_the_prefix_is_computed_once", "need 12 positions")
+@wrong("reuse_prefix", "test_the_prefix_is_computed_once", "need 14 positions")
 def prefix_each_time(model, prefix_ids, suffixes):
     """Right, and as slow as without a cache."""
     return [
@@ -498,7 +558,7 @@ def prefix_each_time(model, prefix_ids, suffixes):
     ]
 
 
-@wrong("reuse_prefix", "test_the_prefix_is_computed_once", "need 12 positions")
+@wrong("reuse_prefix", "test_the_prefix_is_computed_once", "need 14 positions")
 def prefix_filled_for_each(model, prefix_ids, suffixes):
     """A new cache of the prefix for each suffix."""
     return [
@@ -507,7 +567,7 @@ def prefix_filled_for_each(model, prefix_ids, suffixes):
     ]
 
 
-@wrong("reuse_prefix", PREFIXED, "should return 3 logits, not 1")
+@wrong("reuse_prefix", PREFIXED, "should return 4 logits, not 1")
 def returns_in_the_loop(model, prefix_ids, suffixes):
     """return inside the loop."""
     return reuse_prefix(model, prefix_ids, suffixes)[:1]
@@ -523,6 +583,14 @@ def one_tensor(model, prefix_ids, suffixes):
 def in_the_dtype_of_the_model(model, prefix_ids, suffixes):
     """bfloat16 logits."""
     return [x.to(model.dtype) for x in reuse_prefix(model, prefix_ids, suffixes)]
+
+
+@wrong("reuse_prefix", PREFIXED, "the logits of suffix 3")
+def known_by_length_and_last_token(model, prefix_ids, suffixes):
+    """Suffixes that end alike share their logits."""
+    known = {(s.shape[1], s[0, -1].item()): s for s in reversed(suffixes)}
+    given = [known[s.shape[1], s[0, -1].item()] for s in suffixes]
+    return reuse_prefix(model, prefix_ids, given)
 
 
 # --- cache_bytes ----------------------------------------------------------------------
@@ -605,3 +673,16 @@ def head_dim_may_be_none(config, batch, seq, dtype):
 def a_float(config, batch, seq, dtype):
     """Bits by 8 with a true division."""
     return cache_bytes(config, batch, seq, dtype) * 8 / 8
+
+
+@wrong("cache_bytes", BYTES, "torch.float64, should give 30720, not 7680")
+def four_bytes_or_two(config, batch, seq, dtype):
+    """float32 has four bytes, and all others two."""
+    known = torch.float32 if dtype == torch.float32 else torch.float16
+    return cache_bytes(config, batch, seq, known)
+
+
+@wrong("cache_bytes", BYTES, "not the config's own")
+def the_dtype_of_the_config(config, batch, seq, dtype):
+    """The config's dtype comes before the argument."""
+    return cache_bytes(config, batch, seq, config.dtype or dtype)
