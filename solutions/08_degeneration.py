@@ -123,8 +123,8 @@ for row in (1, 6):
 # Of each row: exp of the mean of -ln p over the tokens that count. A token counts if it
 # stands at place `start` of its row or behind it (padding takes places, too), is no padding,
 # and has a token before it that is no padding (nothing predicts the first token of a text).
-# Each row has such tokens. One call of the model, without gradients, with `attention_mask`
-# and `position_ids`.
+# Each row has such tokens; what does not count changes nothing, even if its probability is 0.
+# One call of the model, without gradients, with `attention_mask` and `position_ids`.
 #
 # By hand: a model gives the tokens of a row, from the second on, the probabilities 0.5,
 # 0.25 and 0.5. The mean of -ln p is (0.69 + 1.39 + 0.69) / 3 = 0.92, the perplexity 2.52.
@@ -136,7 +136,8 @@ for row in (1, 6):
 # <code>ids[:, 1:, None]</code> in the last dimension.</details>
 # <details><summary>Hint 3</summary>What counts, in the same places:
 # <code>mask[:, 1:] * mask[:, :-1]</code>, with 0 in the first <code>start - 1</code>
-# places. Then sum and divide row by row.</details>
+# places. <code>torch.where(counts > 0, surprisal, 0)</code>, not a product: 0 times infinity
+# is nan. Then sum and divide row by row.</details>
 
 
 # %% tags=["exercise"]
@@ -490,7 +491,7 @@ def dry(
 
     logits: (batch, vocab) float. ids: (batch, seq) int64, the text with its prompt.
     multiplier: 0 or more; 0 is off. base: 1 or more. allowed_length: 1 or more.
-    Returns a new tensor. Raises ValueError for other values.
+    Returns a new tensor. Raises ValueError for other values, also if it is off.
     p-e-w, 2024 (text-generation-webui, pull request 5677), without sequence breakers.
     """
     ### BEGIN SOLUTION

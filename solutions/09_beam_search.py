@@ -315,7 +315,7 @@ def length_normalise(
 
     score: a sum of log-probabilities. length: new tokens, 1 or more.
     alpha: transformers' `length_penalty`; 0 is off.
-    Raises ValueError if length is below 1.
+    Raises ValueError if length is below 1, whatever alpha is.
     """
     ### BEGIN SOLUTION
     if length < 1:

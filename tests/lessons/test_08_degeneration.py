@@ -142,6 +142,25 @@ def test_padding_changes_nothing(perplexity, make, side):
     expect.same(got, torch.stack(wanted), call, hint, 0.05)
 
 
+@pytest.mark.parametrize(
+    ("what", "place", "mask", "start"),
+    [
+        ("behind padding on the left", 0, [0, 1, 1, 1], 1),
+        ("that is padding on the right", 2, [1, 1, 1, 0], 1),
+        ("in front of start=2", 0, [1, 1, 1, 1], 2),
+    ],
+)
+def test_what_does_not_count_may_be_impossible(perplexity, what, place, mask, start):
+    rows = [[0.5, 0.3, 0.2], [0.25, 0.25, 0.5], [0.1, 0.4, 0.5], [0.8, 0.1, 0.1]]
+    ids = torch.tensor([[1, 0, 1, 2]])
+    rows[place][ids[0, place + 1]] = 0.0  # the softmax makes the others add up to 1
+    wanted = {0: 0.25 * 0.5, 2: 0.5 * 0.25}[place] ** -0.5
+    got = perplexity(Fixed(*rows), ids, torch.tensor([mask]), start)
+    call = f"perplexity where a token {what} has the probability 0"
+    hint = "It does not count: 0 times infinity is nan, torch.where gives a 0."
+    expect.same(got, [wanted], call, hint, 1e-3)
+
+
 @MODELS
 def test_start_counts_places_of_the_padded_batch(perplexity, make):
     model = make()
@@ -222,6 +241,10 @@ def test_perplexity_leaves_its_arguments_alone(perplexity):
         ([1, 2, 1, 2, 1], 3, 1 / 3),
         ([7] * 10, 4, 6 / 7),
         ([1, 11, 11, 1, 111], 2, 0.0),
+        # Numbers to the base of a vocabulary (GPT-2's, or another) would be equal.
+        ([0, 50_257, 1, 0], 2, 0.0),
+        ([0, 65_536, 1, 0], 2, 0.0),
+        ([0, 262_144, 1, 0], 2, 0.0),
         ([1, 2, 3, 4], 2, 0.0),
     ],
 )
@@ -232,6 +255,8 @@ def test_repetition_worked_by_hand(rep_n, ids, n, wanted):
         hint = "That is the share of different n-grams: repetition is 1 minus that."
     elif 111 in ids and isinstance(got, float) and abs(got - 1 / 2) < 1e-9:
         hint = "1 11 and 11 1 are different, though both look like 111: use tuples."
+    elif isinstance(got, float) and max(ids) > 50_000:
+        hint = f"0 {ids[1]} and 1 0 are different: tuples, not one number for both."
     elif isinstance(got, float):
         different = round((1 - wanted) * (len(ids) - n + 1))
         hint = f"It has {len(ids) - n + 1} {n}-grams, of which {different} different."
@@ -262,13 +287,16 @@ def test_the_list_stays_as_it_is(rep_n):
 
 
 def test_a_tensor_in_place_of_a_list_is_refused(rep_n):
-    ids = torch.tensor([1, 2, 1, 2, 1])
-    expect.rejects(TypeError, lambda: rep_n(ids, 2), "rep_n(a tensor, 2)")
+    for ids in (torch.tensor([1, 2, 1, 2, 1]), torch.tensor([1])):
+        call = f"rep_n(a tensor of length {len(ids)}, 2)"
+        expect.rejects(TypeError, lambda i=ids: rep_n(i, 2), call)
 
 
 def test_n_grams_of_no_tokens_are_refused(rep_n):
     for n in (0, -1):
-        expect.rejects(ValueError, lambda n=n: rep_n([1, 2, 3], n), f"rep_n(ids, {n})")
+        for ids in ([1, 2, 3], []):
+            call = f"rep_n({ids}, {n})"
+            expect.rejects(ValueError, lambda i=ids, n=n: rep_n(list(i), n), call)
 
 
 # --- repetition_penalty ---------------------------------------------------------------
@@ -325,10 +353,13 @@ def test_greedy_with_the_penalty_equals_generate(repetition_penalty):
 
 
 def test_the_penalty_knows_the_whole_text(repetition_penalty):
-    ids = torch.tensor([[1] + [0] * 1100])
+    ids = torch.tensor([[1] + [0] * 1024])
     got = repetition_penalty(torch.tensor([[2.0, 2.0, 2.0]]), ids, 2.0)
-    call = "repetition_penalty where token 1 is there once, 1,100 tokens ago"
-    expect.same(got, [[1.0, 1.0, 2.0]], call, "The whole of ids counts.")
+    call = "repetition_penalty where 1 is there once, and then 0 1,024 times"
+    hint = "The whole of ids counts."
+    if isinstance(got, torch.Tensor) and got.flatten()[0] == 2:
+        hint = "1,024 in 8 bits is 0: do not count, or count in int64."
+    expect.same(got, [[1.0, 1.0, 2.0]], call, hint)
 
 
 def keeps_the_dtype(function, call):
@@ -647,7 +678,8 @@ def test_dry_keeps_the_dtype(dry):
 
 
 def test_what_dry_cannot_mean_is_refused(dry):
-    for bad in ((-1.0, 1.75, 2), (0.8, 0.5, 2), (0.8, 1.75, 0)):
+    others = [(m, *rest) for m in (0.8, 0.0) for rest in ((0.5, 2), (1.75, 0))]
+    for bad in ((-1.0, 1.75, 2), *others):
         call = f"dry(logits, ids, {bad[0]}, {bad[1]}, {bad[2]})"
         expect.rejects(
             ValueError, lambda b=bad: dry(random_logits(), random_ids(), *b), call
@@ -709,8 +741,11 @@ def test_the_texts_stay_as_they_are(distinct_n):
 
 def test_n_grams_of_no_words_are_refused(distinct_n):
     for n in (0, -1):
-        call = f"distinct_n(texts, {n})"
-        expect.rejects(ValueError, lambda n=n: distinct_n(["a b"], n), call)
+        for texts in (["a b"], [""], []):
+            call = f"distinct_n({texts}, {n})"
+            expect.rejects(
+                ValueError, lambda t=texts, n=n: distinct_n(list(t), n), call
+            )
 
 
 # --- self_bleu ------------------------------------------------------------------------

@@ -348,10 +348,10 @@ def test_the_score_of_one_token_is_its_own(length_normalise):
 
 
 def test_a_text_without_tokens_has_no_score(length_normalise):
-    for length in (0, -1):
-        call = f"length_normalise(-1.0, {length}, 1.0)"
+    for length, alpha in itertools.product((0, -1), (1.0, 0.0)):
+        call = f"length_normalise(-1.0, {length}, {alpha})"
         expect.rejects(
-            ValueError, lambda n=length: length_normalise(-1.0, n, 1.0), call
+            ValueError, lambda n=length, a=alpha: length_normalise(-1.0, n, a), call
         )
 
 

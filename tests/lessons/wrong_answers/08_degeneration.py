@@ -205,6 +205,13 @@ def marks_what_does_not_count(model, ids, mask, start=1):
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
+@wrong("perplexity", "test_what_does_not_count_may_be_impossible", "infinity is nan")
+def zero_times_infinity(model, ids, mask, start=1):
+    """A product with the mask: nan where an impossible token does not count."""
+    surprisal, counts = scored(model, ids, mask, start)
+    return ((surprisal * counts).sum(-1) / counts.sum(-1)).exp()
+
+
 # --- rep_n ----------------------------------------------------------------------------
 
 REPEATED = "test_repetition_worked_by_hand"
@@ -226,6 +233,25 @@ def joined_to_text(ids, n):
         raise ValueError(f"n must be 1 or more, got {n}")
     grams = ["".join(map(str, ids[i : i + n])) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def numbers_to_the_base(base):
+    @wrong("rep_n", REPEATED, "not one number for both")
+    def one_number(ids, n):
+        """Larger ids reach into the place of their neighbour."""
+        above_0(n)
+        grams = [
+            sum(token * base**place for place, token in enumerate(reversed(gram)))
+            for gram in grams_of(ids, n)
+        ]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+    return one_number
+
+
+to_the_base_of_gpt2 = numbers_to_the_base(50_257)
+to_the_base_of_16_bits = numbers_to_the_base(2**16)
+to_the_base_of_18_bits = numbers_to_the_base(2**18)
 
 
 @wrong("rep_n", REPEATED, "repetition is 1 minus that")
@@ -300,6 +326,21 @@ def tensors_never_repeat(ids, n):
     above_0(n)
     grams = grams_of(ids, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@wrong("rep_n", "test_a_tensor_in_place_of_a_list_is_refused", "of length 1")
+def short_tensors_pass(ids, n):
+    """A short text returns 0 before its type is looked at."""
+    above_0(n)
+    if len(ids) < n:
+        return 0.0
+    return reference("rep_n")(ids, n)
+
+
+@wrong("rep_n", "test_n_grams_of_no_tokens_are_refused", "rep_n([], 0)")
+def n_is_not_looked_at_without_tokens(ids, n):
+    """An empty text returns 0 before n is looked at."""
+    return reference("rep_n")(ids, n) if len(ids) else 0.0
 
 
 # --- repetition_penalty ---------------------------------------------------------------
@@ -389,6 +430,16 @@ def the_last_64(logits, ids, penalty):
 def always_float32(logits, ids, penalty):
     """Computes in float32, and stays there."""
     return reference("repetition_penalty")(logits.float(), ids, penalty)
+
+
+@wrong("repetition_penalty", "test_the_penalty_knows_the_whole_text", "8 bits")
+def counts_in_8_bits(logits, ids, penalty):
+    """256 times is 0 times."""
+    positive(penalty)
+    counts = torch.zeros_like(logits, dtype=torch.uint8)
+    counts = counts.scatter_add(-1, ids, torch.ones_like(ids, dtype=torch.uint8))
+    changed = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(counts > 0, changed, logits)
 
 
 # --- frequency_presence ---------------------------------------------------------------
@@ -793,6 +844,14 @@ def matches_in_the_last_64(logits, ids, multiplier, base, allowed_length):
     return reference("dry")(logits, ids[:, -64:], multiplier, base, allowed_length)
 
 
+@wrong("dry", "test_what_dry_cannot_mean_is_refused", "dry(logits, ids, 0.0, 0.5, 2)")
+def off_before_anything_is_looked_at(logits, ids, multiplier, base, allowed_length):
+    """A multiplier of 0 hides that base and allowed_length mean nothing."""
+    if multiplier == 0:
+        return logits.clone()
+    return reference("dry")(logits, ids, multiplier, base, allowed_length)
+
+
 # --- distinct_n -----------------------------------------------------------------------
 
 DISTINCT = "test_distinct_worked_by_hand"
@@ -871,6 +930,16 @@ def splits_in_place(texts, n):
     for i, text in enumerate(texts):
         texts[i] = text.split() if isinstance(text, str) else text
     grams = [gram for words in texts for gram in grams_of(words, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+@wrong("distinct_n", "test_n_grams_of_no_words_are_refused", "distinct_n([], 0)")
+def n_is_looked_at_text_by_text(texts, n):
+    """Without texts nothing looks at n."""
+    grams = []
+    for text in texts:
+        above_0(n)
+        grams += grams_of(text.split(), n)
     return len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -389,6 +389,19 @@ def floats_only(score, length, alpha):
     return float(score) / length**alpha
 
 
+@wrong(
+    "length_normalise",
+    "test_a_text_without_tokens_has_no_score",
+    "length_normalise(-1.0, 0, 0.0)",
+)
+def off_before_the_length_is_looked_at(score, length, alpha):
+    """alpha 0 returns at once, even for a text without tokens."""
+    if alpha == 0:
+        return score
+    one_or_more(length)
+    return score / length**alpha
+
+
 # --- reorder_cache --------------------------------------------------------------------
 
 FOLLOW = "test_rows_follow_their_beams"
