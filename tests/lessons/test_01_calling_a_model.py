@@ -592,13 +592,13 @@ def test_the_alternatives_are_those_of_the_api(top_alternatives):
     # Two tokens that are each a part of a letter have the same text.
     logprobs = [-0.6931, -1.3863, -2.0794, -9999.0]
     top = list(zip([" Yes", "\ufffd", "\ufffd", "Yes"], logprobs, strict=True))
-    for n in (4, 1):
-        call = f"top_alternatives, n={n}, of {top[:n]}, where 'No' was drawn"
-        client = FakeClient(first_token(("No", -3.0), *top[:n]))
+    for n, drawn in ((4, top[1]), (1, ("No", -3.0))):
+        call = f"top_alternatives, n={n}, of {top[:n]}, where {drawn[0]!r} was drawn"
+        client = FakeClient(first_token(drawn, *top[:n]))
         got = pairs(top_alternatives(client, "tiny", hi(), n), call)
         rounded = [(token, round(p, 3)) for token, p in got]
         wanted = [(" Yes", 0.5), ("\ufffd", 0.25), ("\ufffd", 0.125), ("Yes", 0.0)]
-        hint = "Each entry counts, as it is, and the token that was drawn is none."
+        hint = "Each entry counts, as it is; the drawn token has no place of its own."
         expect.value(rounded, wanted[:n], call, hint)
 
 

@@ -763,3 +763,11 @@ def tokens_stripped(client, model, messages, n):
 def without_probabilities_of_0(client, model, messages, n):
     """Drops what is so unlikely that exp gives 0."""
     return [pair for pair in pairs(client, model, messages, n) if pair[1]]
+
+
+@wrong("top_alternatives", ALTERNATIVES, "the drawn token has no place of its own")
+def drawn_token_first(client, model, messages, n):
+    """The token that was drawn before those that are likelier."""
+    first = entries(client, model, messages, n)
+    ordered = sorted(first.top_logprobs, key=lambda entry: entry.token != first.token)
+    return [(entry.token, math.exp(entry.logprob)) for entry in ordered]
