@@ -204,7 +204,8 @@ for chunk in stream:
 # The first chunk announces the role and has no text; the one with the finish reason has
 # `None`; the last one, with the usage, has no choice at all. Code that takes
 # `chunk.choices[0].delta.content` for granted raises an IndexError on the last, and cannot
-# join the `None`.
+# join the `None`. With `n=2` the chunks of two answers come mixed, told apart by
+# `choice.index`.
 
 # %% [markdown]
 # ### Exercise 01.2 · `stream_text`
@@ -212,15 +213,17 @@ for chunk in stream:
 # difficulty ★★☆ · importance ★★★ · 10 min · our answer: 6 lines
 #
 # The pieces of text, each as soon as it is there, and nothing else. As in `ask`, the request
-# has what is in `options`, and besides that only what it takes to get a stream.
+# has what is in `options`, and besides that only what it takes to get a stream. Of several
+# answers (`n=2`) the first is meant, as there.
 #
 # By hand: chunks with the contents `""`, `"Pa"`, `None`, `"ris"` and one without choices
 # come out as `"Pa"`, `"ris"`.
 #
 # <details><summary>Hint 1</summary>A function with <code>yield</code> is a generator: it
 # hands out a value and waits until the next one is asked for.</details>
-# <details><summary>Hint 2</summary>Two things to skip: chunks with empty
-# <code>choices</code>, and contents that are <code>None</code> or empty.</details>
+# <details><summary>Hint 2</summary>Three things to skip: chunks with empty
+# <code>choices</code>, choices whose <code>index</code> is not 0, and contents that are
+# <code>None</code> or empty.</details>
 
 
 # %% tags=["exercise"]
@@ -253,9 +256,8 @@ print(pieces)
 print("same text:", "".join(pieces) == ask(client, model, messages, **options))
 
 # %% [markdown]
-# Out there streams are less tidy. With `n=2` the chunks of two answers come mixed, told apart
-# by `choice.index`, and some providers send a chunk whose `delta` is null. Our answer in
-# `solutions/` is ready for both.
+# Out there streams are less tidy: some providers send a chunk whose `delta` is null. Our
+# answer in `solutions/` is ready for it.
 
 # %% [markdown]
 # ## 3. Without the client
@@ -432,7 +434,7 @@ print(reply)
 # ## 5. What it nearly said
 #
 # With `logprobs=True` the API reports the log-probability of each token that it chose, and
-# with `top_logprobs=n` those of the n likeliest tokens at that place.
+# with `top_logprobs=n` those of the n likeliest tokens at that place, the likeliest first.
 
 # %% [markdown]
 # ### Exercise 01.5 · `top_alternatives`

@@ -343,7 +343,8 @@ for side in ("right", "left"):
 # difficulty ★★☆ · importance ★★★ · 15 min · our answer: 11 lines
 #
 # As `reply`, for several conversations in one call of `generate`. It must work with a
-# tokenizer that pads on the right by default, and leave that tokenizer as it was.
+# tokenizer that pads on the right by default, and leave that tokenizer as it was, also if
+# something fails or is interrupted (Ctrl-C).
 #
 # By hand: two conversations whose prompts have 10 and 13 tokens make a batch of shape
 # `(2, 13)`. The first row of the mask begins with three zeros.
@@ -476,7 +477,7 @@ print("layers:", model.config.num_hidden_layers, "  attentions:", out.attentions
 #
 # The attention weights of one layer for the first row of `ids`: how much each position
 # (rows) looks at each position (columns), for each head. Afterwards the model must be as it
-# was, even if something failed.
+# was, even if something failed or was interrupted (Ctrl-C).
 #
 # By hand: for one token there is only one place to look: every head gives `[[1.0]]`. For
 # two, the first row is `[1.0, 0.0]`, since nobody sees the future.

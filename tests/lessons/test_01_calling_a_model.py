@@ -2,6 +2,7 @@
 a tiny random model whose logits are known. The client is the real one of `openai`:
 where the API's words are given, only the network is replaced."""
 
+import contextlib
 import json
 import os
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
-from openai import OpenAI
+from openai import APIError, OpenAI
 from openai.types.chat import ChatCompletion
 
 from course.checks import expect
@@ -34,9 +35,16 @@ def hi():
 def talk():
     return [
         {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hi"},
+        {"role": "user", "content": " Hi\n", "name": "Ann"},
         {"role": "assistant", "content": "Hello!"},
     ]
+
+
+def long_talk():
+    """With empty contents, a late system message, and two users in a row at its end."""
+    turns = [("user", "One?"), ("assistant", "One."), ("user", ""), ("assistant", "")]
+    turns += [("system", "Be brief."), *turns[:2] * 3, ("user", "Two?")]
+    return talk() + [{"role": role, "content": text} for role, text in turns]
 
 
 def completion(*texts, logprobs=None):
@@ -52,8 +60,9 @@ def completion(*texts, logprobs=None):
     return {**BASE, "object": "chat.completion", "choices": choices}
 
 
-def chunk(content=None, choices=1):
-    choice = {"index": 0, "finish_reason": None, "delta": {"content": content}}
+def chunk(content=None, choices=1, index=0, end=None, **delta):
+    choice = {"index": index, "finish_reason": end}
+    choice["delta"] = {**delta, "content": content}
     body = {**BASE, "object": "chat.completion.chunk"}
     return {**body, "choices": [choice] * choices}
 
@@ -102,6 +111,19 @@ class FakeClient(OpenAI):
 def only_call(client, name):
     assert len(client.calls) == 1, f"{name} called the API {len(client.calls)} times"
     return client.calls[0]
+
+
+def has_fields(request, wanted):
+    """A request has these fields; None is one of JSON's values, null."""
+    for field, value in wanted.items():
+        assert field in request, (
+            f"the request has no {field!r}: are **options passed on?"
+        )
+        got = request[field]
+        if got is None or value is None:
+            assert got is value, f"the request's {field} should be {value}, not {got}"
+        else:
+            expect.value(got, value, f"the request's {field}")
 
 
 @pytest.fixture(scope="module")
@@ -161,22 +183,22 @@ def same_text(got, oracle, call, hint=PASSED_ON):
 
 
 def test_the_text_of_the_first_choice(ask):
-    got = ask(FakeClient(completion("Hi!", "Bye!")), "tiny", hi())
-    a_str(got, "ask")
-    expect.value(got, "Hi!", "ask with an API that gives the choices 'Hi!' and 'Bye!'")
+    for text, hint in (("Hi!", ""), (" Hi!\n", "Its spaces belong to it: no strip().")):
+        got = ask(FakeClient(completion(text, "Bye!")), "tiny", hi())
+        a_str(got, "ask")
+        call = f"ask with an API that gives the choices {text!r} and 'Bye!'"
+        expect.value(got, text, call, hint)
 
 
 def test_the_request_is_what_was_asked_for(ask):
     client = FakeClient(completion("Hi!"))
     messages = talk()
-    options = {"temperature": 0.5, "max_tokens": 7, "stop": ["x"], "seed": 3}
+    options = {"temperature": 0.5, "max_tokens": 7, "stop": "x", "seed": None}
     with expect.unchanged("pass it on as it is", messages=messages):
         ask(client, "tiny", messages, **options)
     wanted = {"model": "tiny", "messages": talk(), **options}
     got = only_call(client, "ask")
-    for field, value in wanted.items():
-        assert field in got, f"the request has no {field!r}: are **options passed on?"
-        expect.value(got[field], value, f"the request's {field}")
+    has_fields(got, wanted)
     extra = set(got) - set(wanted)
     assert extra <= {"stream"}, f"nobody asked for {sorted(extra)} in the request"
 
@@ -186,6 +208,13 @@ def test_without_options_the_request_has_none(ask):
     ask(client, "tiny", hi())
     extra = set(only_call(client, "ask")) - {"model", "messages", "stream"}
     assert not extra, f"ask without options put {sorted(extra)} in the request"
+
+
+def test_each_call_is_a_request_of_its_own(ask):
+    client = FakeClient(completion("Hi!"), completion("Bye!"))
+    got = [ask(client, "tiny", hi()) for _ in range(2)]
+    call = "ask, twice, with an API that says 'Hi!' and then 'Bye!'"
+    expect.value(got, ["Hi!", "Bye!"], call)
 
 
 def test_ask_says_what_generate_says(ask, real):
@@ -232,6 +261,24 @@ def test_a_chunk_without_choices_may_come_at_any_place(stream_text):
     expect.value(got, ["Pa", "ris"], call, hint)
 
 
+def test_every_piece_of_text_comes_out(stream_text):
+    chunks = [chunk("Ha", role="assistant"), chunk("Ha"), chunk(" "), chunk("\n")]
+    got = pieces_of(stream_text, FakeClient([*chunks, chunk("!", end="stop")]))
+    call = "stream_text of 'Ha' (with the role), 'Ha', ' ', '\\n' and '!' (at the end)"
+    hint = "A piece is left out only if it is None or empty."
+    expect.value(got, ["Ha", "Ha", " ", "\n", "!"], call, hint)
+
+
+def test_of_two_answers_the_first_is_streamed(stream_text):
+    both = chunk("ris")
+    both["choices"] += chunk("lin", index=1)["choices"]
+    chunks = [chunk("Pa"), chunk("Ber", index=1), both, chunk("!", index=1)]
+    got = pieces_of(stream_text, FakeClient(chunks), n=2)
+    call = "stream_text, n=2, of 'Pa', 'ris' and, mixed in, 'Ber', 'lin', '!'"
+    hint = "`ask` returns the first of several answers: that with choice.index 0."
+    expect.value(got, ["Pa", "ris"], call, hint)
+
+
 def test_no_text_gives_no_piece(stream_text):
     for chunks in ([], [chunk("")], [chunk(choices=0)]):
         got = pieces_of(stream_text, FakeClient(chunks))
@@ -240,15 +287,13 @@ def test_no_text_gives_no_piece(stream_text):
 
 def test_the_request_asks_for_a_stream(stream_text):
     client, messages = FakeClient([chunk("Hi")]), talk()
-    options = {"temperature": 0.5, "seed": 3, "max_completion_tokens": 7, "stop": ["x"]}
+    options = {"temperature": 0.5, "seed": None, "max_tokens": 7, "stop": "x"}
     with expect.unchanged("pass it on as it is", messages=messages):
         list(stream_text(client, "tiny", messages, **options))
     got = only_call(client, "stream_text")
     wanted = {"model": "tiny", "messages": talk(), **options, "stream": True}
-    for field, value in wanted.items():
-        assert field in got, f"the request has no {field!r}"
-        expect.value(got[field], value, f"the request's {field}")
-    extra = set(got) - set(wanted) - {"stream_options"}
+    has_fields(got, wanted)
+    extra = set(got) - set(wanted)
     assert not extra, f"nobody asked for {sorted(extra)} in the request"
 
 
@@ -313,11 +358,16 @@ def test_a_usage_chunk_is_no_text(stream_text, real):
         (['data: {"a": 1}', "", 'data: {"b": 2}'], [{"a": 1}]),
         (["retry", 'data: {"a": 1}', ":", "", "data: [DONE]", ""], [{"a": 1}]),
         ([], []),
+        # Fields with other names, and a comment.
+        (["dataset: 1", "Data: 2", "data : 3", " data: 4", "data: {}", ""], [{}]),
+        ([": data: 1", 'data: {"a": 1}', ""], [{"a": 1}]),
+        (['data: {"a":', " ", "data: true}", "", "data: [DONE]", ""], [{"a": True}]),
+        (['data: {"a": 1}', "", "data:[DONE]", "", "data: {}", ""], [{"a": 1}]),
     ],
 )
 def test_events_worked_by_hand(read_sse, lines, wanted):
     call = f"read_sse({lines})"
-    expect.value(events_of(read_sse, iter(lines), call), wanted, call)
+    expect.value(events_of(read_sse, list(lines), call), wanted, call)
 
 
 def events_of(read_sse, lines, call):
@@ -445,22 +495,25 @@ def test_options_go_through(continue_chat):
     options = {"temperature": 0, "max_completion_tokens": 5, "stop": ["x"], "seed": 3}
     turn(continue_chat, client, [], "Hi", **options)
     got = only_call(client, "continue_chat")
-    for field, wanted in options.items():
-        assert field in got, f"the request has no {field!r}: are **options passed on?"
-        expect.value(got[field], wanted, f"the request's {field}")
+    has_fields(got, options)
 
 
-def test_the_whole_history_is_sent(continue_chat):
-    client = FakeClient(completion("Fine."))
-    _, new = turn(continue_chat, client, talk(), "And you?")
-    question = {"role": "user", "content": "And you?"}
+@pytest.mark.parametrize(
+    ("history", "message", "text"), [(talk, "And you?", "Fine."), (long_talk, "", "")]
+)
+def test_the_whole_history_is_sent(continue_chat, history, message, text):
+    client = FakeClient(completion(text))
+    given = history()
+    with expect.unchanged("history + [message] makes a new list", history=given):
+        _, new = turn(continue_chat, client, given, message)
+    question = {"role": "user", "content": message}
     sent = only_call(client, "continue_chat")["messages"]
     hint = ""
-    if len(sent) <= len(talk()):
+    if len(sent) <= len(history()):
         hint = "The API is stateless: it knows only what you send."
-    expect.value(sent, [*talk(), question], "the messages of the request", hint)
-    answer = {"role": "assistant", "content": "Fine."}
-    expect.value(new, [*talk(), question, answer], "the new history")
+    expect.value(sent, [*history(), question], "the messages of the request", hint)
+    answer = {"role": "assistant", "content": text}
+    expect.value(new, [*history(), question, answer], "the new history")
 
 
 def test_the_history_is_left_alone(continue_chat):
@@ -475,6 +528,13 @@ def test_the_history_is_left_alone(continue_chat):
         "the request of a second turn from the same history, which never saw the first"
     )
     expect.value(client.calls[1]["messages"], [*talk(), question], call)
+
+
+def test_the_history_is_left_alone_where_the_api_fails(continue_chat):
+    history = talk()
+    hint = "append changes it, and an error comes before it is put back"
+    with expect.unchanged(hint, history=history), contextlib.suppress(APIError):
+        continue_chat(FakeClient(), "tiny", history, "And you?")
 
 
 def test_two_turns_say_what_generate_says(continue_chat, real):
@@ -497,12 +557,15 @@ def entry(token, logprob, top=()):
     return {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": top}
 
 
-def yes_or_no():
-    top = [entry("Yes", -0.6931), entry("No", -1.3863)]
-    for one in top:
-        del one["top_logprobs"]
-    content = [entry("Yes", -0.6931, top), entry(".", -0.1, [])]
+def first_token(drawn, *top):
+    """A completion whose first token is `drawn`. top: (token, logprob) pairs."""
+    top = [{"token": x, "logprob": logprob, "bytes": None} for x, logprob in top]
+    content = [entry(*drawn, top), entry(".", -0.1, [])]
     return completion("Yes.", logprobs={"content": content, "refusal": None})
+
+
+def yes_or_no():
+    return first_token(("Yes", -0.6931), ("Yes", -0.6931), ("No", -1.3863))
 
 
 def pairs(got, call):
@@ -525,6 +588,20 @@ def test_alternatives_worked_by_hand(top_alternatives):
     expect.value(rounded, [0.5, 0.25], f"{call}: the probabilities", hint)
 
 
+def test_the_alternatives_are_those_of_the_api(top_alternatives):
+    # Two tokens that are each a part of a letter have the same text.
+    logprobs = [-0.6931, -1.3863, -2.0794, -9999.0]
+    top = list(zip([" Yes", "\ufffd", "\ufffd", "Yes"], logprobs, strict=True))
+    for n, drawn in ((4, top[1]), (1, ("No", -3.0))):
+        call = f"top_alternatives, n={n}, of {top[:n]}, where {drawn[0]!r} was drawn"
+        client = FakeClient(first_token(drawn, *top[:n]))
+        got = pairs(top_alternatives(client, "tiny", hi(), n), call)
+        rounded = [(token, round(p, 3)) for token, p in got]
+        wanted = [(" Yes", 0.5), ("\ufffd", 0.25), ("\ufffd", 0.125), ("Yes", 0.0)]
+        hint = "Each entry counts, as it is; the drawn token has no place of its own."
+        expect.value(rounded, wanted[:n], call, hint)
+
+
 def test_the_messages_are_left_alone(top_alternatives):
     client, messages = FakeClient(yes_or_no()), talk()
     with expect.unchanged("pass it on as it is", messages=messages):
@@ -539,9 +616,9 @@ def test_no_more_is_asked_for_than_needed(top_alternatives):
     got = only_call(client, "top_alternatives")
     limit = got.get("max_tokens", got.get("max_completion_tokens"))
     assert limit == 1, f"one token is enough; the request has max_tokens={limit}"
-    for field, value in {"logprobs": True, "top_logprobs": 2, "messages": hi()}.items():
-        assert field in got, f"the request has no {field!r}"
-        expect.value(got[field], value, f"the request's {field}")
+    has_fields(got, {"logprobs": True, "messages": hi()})
+    asked = got.get("top_logprobs", 0)
+    assert 2 <= asked <= 20, f"for n=2 the request's top_logprobs is {asked}"
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])

@@ -46,6 +46,10 @@ def talk():
     ]
 
 
+def after_a_tool():
+    return [*hi(), {"role": "tool", "content": "42"}]
+
+
 def ids_of(text):
     """Token ids (1, seq) of a prompt that is written out by hand."""
     tokenizer = toy_tokenizer()
@@ -224,6 +228,7 @@ def input_ids(got, call):
     [
         (hi, HI_TEXT),
         (talk, TALK_TEXT),
+        (after_a_tool, "<user>hi</s><tool>42</s><assistant>"),
     ],
 )
 def test_the_prompt_worked_by_hand(build_prompt, messages, text):
@@ -234,6 +239,7 @@ def test_the_prompt_worked_by_hand(build_prompt, messages, text):
     )
     prompt_is(got[0], text, call)
     expect.same_ids(got, ids_of(text), call)
+    expect.tensor(got, ids_of(text).shape, f"{call}: input_ids", torch.int64)
 
 
 def test_the_mask_is_ones(build_prompt):
@@ -303,6 +309,7 @@ def test_the_template_is_that_of_the_tokenizer(build_prompt):
         ("ab", "abcd</s>", "cd"),
         ("<user>hi</s><assistant>", "<user>hi</s><assistant>yo</s>", "yo"),
         ("ab", "ab</s>", ""),
+        ("ab", "ab", ""),
         ("ab", "ababab", "abab"),
         ("né", "né é!", " é!"),
         ("ab", "ab<s>cd</s><pad>", "cd"),
@@ -374,7 +381,8 @@ def test_reply_worked_by_hand(reply, messages, prompt, text):
 
 
 def test_generation_options_go_through_unchanged(reply):
-    for options in ({"max_new_tokens": 3}, {"do_sample": True, "temperature": 0.5}, {}):
+    sampling = {"do_sample": True, "temperature": 0.5}
+    for options in ({"max_new_tokens": 3}, {"max_new_tokens": 5000}, sampling, {}):
         model = FakeGenerate("ok")
         reply(model, toy_tokenizer(), hi(), **options)
         options_are(model, options, f"reply(..., **{options})")
@@ -514,30 +522,39 @@ def test_the_batch_goes_to_the_device_of_the_model(reply_batch):
         reply_batch(model, toy_tokenizer(), [hi(), hi()])
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_tokenizer_is_as_it_was_after_an_error(reply_batch, side):
+def test_the_tokenizer_is_as_it_was_after_an_error(reply_batch, side, error):
     class Full(FakeGenerate):
         def generate(self, inputs=None, **options):
-            raise MemoryError("this model is full")
+            raise error
 
     tokenizer = toy_tokenizer()
     tokenizer.padding_side = side
     model = Full("yes", "no")
-    failed = fails(lambda: reply_batch(model, tokenizer, [hi(), talk()]), MemoryError)
+    failed = fails(lambda: reply_batch(model, tokenizer, [hi(), talk()]), error)
     assert tokenizer.padding_side == side, (
-        f"generate failed, and the tokenizer, which padded on the {side}, was left "
-        f"with padding_side={tokenizer.padding_side!r}: pass the side in the call, or "
-        "restore it in a `finally`"
+        f"generate failed ({error.__name__}), and the tokenizer, which padded on the "
+        f"{side}, was left with padding_side={tokenizer.padding_side!r}: pass the side "
+        "in the call, or restore it in a `finally`"
     )
     assert failed, (
-        "generate ran out of memory, and reply_batch returned as if nothing had "
-        "happened: the error must not be swallowed"
+        f"generate failed ({error.__name__}), and reply_batch returned as if nothing "
+        "had happened: the error must not be swallowed"
     )
 
 
 def test_a_batch_of_one(reply_batch):
     got = reply_batch(FakeGenerate("yes"), toy_tokenizer(), [hi()])
     expect.value(got, ["yes"], "reply_batch of one conversation")
+
+
+def test_each_of_many_has_its_answer(reply_batch):
+    texts = ["yes", "", "no", "", " maybe\n", "yes"] * 3
+    got = reply_batch(FakeGenerate(*texts), toy_tokenizer(), [hi()] * len(texts))
+    expect.returned(got, list, "reply_batch")
+    hint = "An empty answer is one, too." if len(got) < len(texts) else ""
+    expect.value(got, texts, "reply_batch with a model that says these", hint)
 
 
 def test_the_conversations_are_left_alone(reply_batch):
@@ -774,34 +791,53 @@ def test_the_layer_and_the_row_are_the_ones_asked_for(attention_map, make):
         same_map(got, oracle[layer][0], call, hint)
 
 
-def test_the_model_is_as_it_was(attention_map):
+def state_of(model):
+    """What a call may change in a model, by name."""
+    state = {f"config.{name}": x for name, x in model.config.to_dict().items()}
+    state |= {f"{n or 'model'}.training": m.training for n, m in model.named_modules()}
+    for name, parameter in model.named_parameters():
+        state[f"{name}.requires_grad"] = parameter.requires_grad
+    return state
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_as_it_was(attention_map, training):
     for before in ("sdpa", "eager"):
-        model = random_llama()
+        model = random_llama().train(training)
         model.set_attn_implementation(before)
-        settings = model.config.to_dict()
+        next(model.parameters()).requires_grad_(False)
+        was = state_of(model)
         map_of(attention_map, model, torch.tensor([[5, 6]]), 0)
         now = model.config._attn_implementation
         assert now == before, (
             f"the model came with {before!r} attention and was left with {now!r}: put "
             "it back"
         )
-        for name, value in model.config.to_dict().items():
-            was = settings.get(name)
-            assert value == was, f"config.{name} was {was} and was left as {value}"
-        assert not model.training, "the model was left in training mode"
+        for name, value in state_of(model).items():
+            old = was.get(name)
+            assert value == old, f"{name} was {old} and was left as {value}"
         assert torch.is_grad_enabled(), GRADIENTS_OFF
 
 
-def test_the_model_is_as_it_was_after_an_error(attention_map):
-    model = random_llama()
-    ids = torch.tensor([[5, 600]])  # no such token
-    failed = fails(lambda: attention_map(model, ids, 0), Exception)
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [Exception, KeyboardInterrupt])
+def test_the_model_is_as_it_was_after_an_error(attention_map, error):
+    model, ids, what = random_llama(), torch.tensor([[5, 6]]), "there is no token 600"
+    if error is KeyboardInterrupt:
+        model.lm_head.register_forward_pre_hook(interrupted)
+        what = "Ctrl-C came"
+    else:
+        ids[0, 1] = 600
+    failed = fails(lambda: attention_map(model, ids, 0), error)
     now = model.config._attn_implementation
     assert now == "sdpa", (
-        f"the model's call failed, and the model was left with {now!r} attention: "
-        "restore it in a `finally`"
+        f"{what}, so the model's call failed, and the model was left with {now!r} "
+        "attention: restore it in a `finally`"
     )
     assert failed, (
-        "there is no token 600, so the model's call failed, and attention_map returned "
-        "as if nothing had happened: the error must not be swallowed"
+        f"{what}, so the model's call failed, and attention_map returned as if nothing "
+        "had happened: the error must not be swallowed"
     )

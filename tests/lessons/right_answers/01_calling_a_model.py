@@ -1,5 +1,6 @@
 """Right answers to lesson 01 in another style: each must pass all checks."""
 
+import heapq
 import itertools
 import json
 import math
@@ -39,7 +40,8 @@ def a_generator_expression(client, model, messages, **options):
     """Two loops, a filter, no yield."""
     options["stream"] = True
     stream = client.chat.completions.create(model=model, messages=messages, **options)
-    contents = (choice.delta.content for chunk in stream for choice in chunk.choices)
+    choices = (choice for chunk in stream for choice in chunk.choices)
+    contents = (choice.delta.content for choice in choices if choice.index == 0)
     return (content for content in contents if content)
 
 
@@ -49,9 +51,9 @@ def with_filter(client, model, messages, **options):
     stream = client.chat.completions.create(
         messages=messages, model=model, stream=True, **options
     )
-    yield from filter(
-        None, (c.choices[0].delta.content if c.choices else None for c in stream)
-    )
+    choices = itertools.chain.from_iterable(chunk.choices for chunk in stream)
+    first = itertools.filterfalse(lambda choice: choice.index, choices)
+    yield from filter(None, (choice.delta.content for choice in first))
 
 
 @right("stream_text")
@@ -61,10 +63,11 @@ def by_trying(client, model, messages, **options):
         model=model, messages=messages, stream=True, **options
     ):
         try:
-            text = chunk.choices[0].delta.content
-        except IndexError:
+            choice = min(chunk.choices, key=lambda choice: choice.index)
+        except ValueError:
             continue
-        if text is not None and text != "":
+        text = choice.delta.content
+        if choice.index == 0 and text is not None and text != "":
             yield text
 
 
@@ -75,7 +78,8 @@ def in_a_with_statement(client, model, messages, **options):
         model=model, messages=messages, stream=True, **options
     ) as stream:
         for chunk in stream:
-            if chunk.choices and (text := chunk.choices[0].delta.content):
+            texts = {choice.index: choice.delta.content for choice in chunk.choices}
+            if text := texts.get(0):
                 yield text
 
 
@@ -86,8 +90,8 @@ def closed_by_hand(client, model, messages, **options):
     stream = client.chat.completions.create(**options)
     try:
         while (chunk := next(stream, None)) is not None:
-            for choice in chunk.choices[:1]:
-                if choice.delta.content:
+            for choice in chunk.choices:
+                if not choice.index and choice.delta.content:
                     yield choice.delta.content
     finally:
         stream.close()
@@ -95,13 +99,15 @@ def closed_by_hand(client, model, messages, **options):
 
 @right("stream_text")
 def by_the_clients_own_helper(client, model, messages, **options):
-    """The client library's events, of which one kind is text."""
+    """The client library's events, of which one kind is the chunks."""
     with client.chat.completions.stream(
         model=model, messages=messages, **options
     ) as stream:
         for event in stream:
-            if event.type == "content.delta" and event.delta:
-                yield event.delta
+            if event.type == "chunk":
+                for choice in event.chunk.choices:
+                    if choice.index == 0 and choice.delta.content:
+                        yield choice.delta.content
 
 
 @right("stream_text")
@@ -111,7 +117,8 @@ def through_the_raw_response(client, model, messages, **options):
     raw = create(model=model, messages=messages, stream=True, **options)
     for chunk in raw.parse():
         for choice in chunk.model_dump()["choices"]:
-            yield from filter(None, [choice["delta"]["content"]])
+            if choice["index"] == 0:
+                yield from filter(None, [choice["delta"]["content"]])
 
 
 @right("top_alternatives")
@@ -244,3 +251,13 @@ def as_dicts(client, model, messages, n):
     body = client.chat.completions.create(model=model, messages=messages, **fields)
     first = body.model_dump()["choices"][0]["logprobs"]["content"][0]
     return [(x["token"], math.exp(x["logprob"])) for x in first["top_logprobs"]][:n]
+
+
+@right("top_alternatives")
+def out_of_all_twenty(client, model, messages, n):
+    """Asks for as many as there may be, and takes the n likeliest itself."""
+    fields = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+    response = client.chat.completions.create(model=model, messages=messages, **fields)
+    found = response.choices[0].logprobs.content[0].top_logprobs
+    best = heapq.nlargest(n, found, key=lambda entry: entry.logprob)
+    return [(entry.token, math.exp(entry.logprob)) for entry in best]

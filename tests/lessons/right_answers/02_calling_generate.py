@@ -380,7 +380,7 @@ def put_back_by_except(model, ids, layer):
     model.set_attn_implementation("eager")
     try:
         output = model(ids[0].unsqueeze(0), output_attentions=True, return_dict=True)
-    except Exception:
+    except BaseException:
         model.set_attn_implementation(before)
         raise
     model.set_attn_implementation(before)

@@ -1,5 +1,6 @@
 """Wrong answers to lesson 01, and what the learner must be told of each."""
 
+import itertools
 import json
 import math
 
@@ -76,11 +77,56 @@ def fixed_temperature(client, model, messages, **options):
     return ask(client, model, messages, **{**options, "temperature": 0})
 
 
+@wrong("ask", REQUEST, "the request has no 'seed'")
+def none_is_no_option(client, model, messages, **options):
+    """Drops options that are None: the API may mean something by null."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return ask(client, model, messages, **given)
+
+
+@wrong("ask", REQUEST, "the request's stop should give 'x', not ['x']")
+def stop_in_a_list(client, model, messages, **options):
+    """Makes a list of what is asked for as it is."""
+    if isinstance(options.get("stop"), str):
+        options["stop"] = [options["stop"]]
+    return ask(client, model, messages, **options)
+
+
+@wrong("ask", REQUEST, "the request's messages")
+def role_and_content_only(client, model, messages, **options):
+    """A message may have other fields, such as a name."""
+    known = [{"role": m["role"], "content": m["content"]} for m in messages]
+    return ask(client, model, known, **options)
+
+
+@wrong("ask", REQUEST, "`messages` was changed")
+def strips_the_messages(client, model, messages, **options):
+    """Tidies the caller's messages up, in place."""
+    for message in messages:
+        message["content"] = message["content"].strip()
+    return ask(client, model, messages, **options)
+
+
+@wrong("ask", TEXT, "Its spaces belong to it: no strip()")
+def answer_stripped(client, model, messages, **options):
+    """Tidies the answer up."""
+    return ask(client, model, messages, **options).strip()
+
+
+@wrong("ask", "test_each_call_is_a_request_of_its_own", "should give ['Hi!', 'Bye!']")
+def remembers_answers(client, model, messages, **options):
+    """A cache: the same request may get another answer."""
+    known = vars(client).setdefault("known", {})
+    if str(messages) not in known:
+        known[str(messages)] = ask(client, model, messages, **options)
+    return known[str(messages)]
+
+
 @wrong("ask", "test_ask_says_what_generate_says", "text left alone")
 def tidied_up(client, model, messages, **options):
     """Cuts the text down to its first half."""
     text = ask(client, model, messages, **options)
-    return text if text == "Hi!" else text[: len(text) // 2]
+    return text if "Hi!" in text else text[: len(text) // 2]
 
 
 # --- stream_text ----------------------------------------------------------------------
@@ -209,6 +255,69 @@ def stream_with_a_limit_of_its_own(client, model, messages, **options):
     return stream_text(client, model, messages, top_p=1, **options)
 
 
+EVERY = "test_every_piece_of_text_comes_out"
+
+
+@wrong("stream_text", EVERY, "not ['Ha', 'Ha', '!']")
+def spaces_are_no_text(*arguments, **options):
+    """A piece of white space is text, too."""
+    return (text for text in stream_text(*arguments, **options) if text.strip())
+
+
+@wrong("stream_text", EVERY, "not ['Ha', ' ', '\\n', '!']")
+def repetitions_dropped(*arguments, **options):
+    """Two equal pieces in a row are two pieces."""
+    before = None
+    for text in stream_text(*arguments, **options):
+        if text != before:
+            yield text
+        before = text
+
+
+@wrong("stream_text", EVERY, "not ['Ha', 'Ha', ' ', '\\n']")
+def nothing_with_the_finish_reason(*arguments, **options):
+    """The chunk with the finish reason may have text."""
+    for chunk in chunks(*arguments, **options):
+        if chunk.choices and chunk.choices[0].finish_reason:
+            return
+        if chunk.choices and chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
+@wrong("stream_text", EVERY, "not ['Ha', ' ', '\\n', '!']")
+def nothing_with_the_role(*arguments, **options):
+    """The chunk with the role may have text."""
+    for chunk in chunks(*arguments, **options):
+        delta = chunk.choices[0].delta if chunk.choices else None
+        if delta and delta.content and not delta.role:
+            yield delta.content
+
+
+@wrong("stream_text", "test_the_request_asks_for_a_stream", "['stream_options']")
+def asks_for_the_usage(*arguments, **options):
+    """A stream needs no usage."""
+    options.setdefault("stream_options", {"include_usage": True})
+    return stream_text(*arguments, **options)
+
+
+FIRST = "test_of_two_answers_the_first_is_streamed"
+
+
+@wrong("stream_text", FIRST, "that with choice.index 0")
+def all_choices(*arguments, **options):
+    """Mixes the answers."""
+    for chunk in chunks(*arguments, **options):
+        yield from (c.delta.content for c in chunk.choices if c.delta.content)
+
+
+@wrong("stream_text", FIRST, "not ['Pa', 'Ber', 'ris', '!']")
+def first_choice_of_each_chunk(*arguments, **options):
+    """A chunk may have another answer's choice alone."""
+    for chunk in chunks(*arguments, **options):
+        if chunk.choices and chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
 # --- read_sse -------------------------------------------------------------------------
 
 EVENTS = "test_events_worked_by_hand"
@@ -316,6 +425,77 @@ def all_events_first(lines):
     return list(events(lines))
 
 
+def events_of_fields(lines, name_is, line_of=str, blank=""):
+    """The events, where `name_is` says whether a field is the data."""
+    data = []
+    for line in lines:
+        name, _, value = line_of(line).partition(":")
+        if name_is(name):
+            data.append(value.removeprefix(" "))
+        elif line in ("", blank) and data:
+            event, data = "\n".join(data), []
+            if event == "[DONE]":
+                return
+            yield json.loads(event)
+
+
+@wrong("read_sse", EVENTS, "json.loads was given '1")
+def names_that_begin_with_data(lines):
+    """`dataset: 1` is another field."""
+    return events_of_fields(lines, lambda name: name.startswith("data"))
+
+
+@wrong("read_sse", EVENTS, "json.loads was given '2")
+def sloppy_names(lines):
+    """`Data` and `data ` are other fields."""
+    return events_of_fields(lines, lambda name: name.strip().lower() == "data")
+
+
+@wrong("read_sse", EVENTS, "json.loads was given '4")
+def indented_fields(lines):
+    """A name with a space before it is another name."""
+    return events_of_fields(lines, lambda name: name == "data", str.lstrip)
+
+
+@wrong("read_sse", EVENTS, "An event ends at a blank line")
+def a_space_is_blank(lines):
+    """Only an empty line ends an event."""
+    return events_of_fields(lines, lambda name: name == "data", blank=" ")
+
+
+@wrong("read_sse", EVENTS, "json.loads was given '1")
+def data_in_a_comment(lines):
+    """`: data: 1` is a comment."""
+    return events([x[x.find("data:") :] if ": data:" in x else x for x in lines])
+
+
+@wrong("read_sse", EVENTS, "rue}")
+def lstrip_takes_letters(lines):
+    """lstrip removes any of the letters, not the name."""
+    name = "data: "
+    return events(
+        "data:" + x.lstrip(name) if x.startswith("data:") else x for x in lines
+    )
+
+
+@wrong("read_sse", EVENTS, "[DONE] and comments are not JSON")
+def done_with_a_space(lines):
+    """The space before [DONE] may be missing."""
+    return events(itertools.takewhile(lambda x: x != "data: [DONE]", lines), end=None)
+
+
+@wrong("read_sse", EVENTS, "should give [{}], not []")
+def empty_documents_dropped(lines):
+    """{} is a document."""
+    return filter(None, events(lines))
+
+
+@wrong("read_sse", EVENTS, "'list' object is not an iterator")
+def next_of_the_lines(lines):
+    """A list is iterable, but next wants an iterator."""
+    return events(iter(lambda: next(lines, None), None))
+
+
 # --- continue_chat --------------------------------------------------------------------
 
 TURN = "test_a_turn_worked_by_hand"
@@ -405,6 +585,63 @@ def history_stripped(client, model, history, user_message, **options):
     return reply, [*new[:-1], assistant(reply.strip())]
 
 
+@wrong(
+    "continue_chat",
+    "test_the_history_is_left_alone_where_the_api_fails",
+    "`history` was changed",
+)
+def appends_and_pops(client, model, history, user_message, **options):
+    """If the API fails, the message stays."""
+    history.append(user(user_message))
+    reply = ask(client, model, history, **options)
+    return reply, [*history[:-1], history.pop(), assistant(reply)]
+
+
+@wrong("continue_chat", WHOLE, "the messages of the request")
+def merges_user_messages(client, model, history, user_message, **options):
+    """Two messages of the user in a row are two messages."""
+    if not history or history[-1]["role"] != "user":
+        return continue_chat(client, model, history, user_message, **options)
+    *before, last = history
+    merged = last["content"] + "\n" + user_message
+    return continue_chat(client, model, before, merged, **options)
+
+
+@wrong("continue_chat", WHOLE, "the new history should give")
+def empty_reply_dropped(client, model, history, user_message, **options):
+    """An empty reply is one, too: without it two users speak in a row."""
+    reply, new = continue_chat(client, model, history, user_message, **options)
+    return reply, new if reply else new[:-1]
+
+
+@wrong("continue_chat", WHOLE, "the messages of the request")
+def empty_message_dropped(client, model, history, user_message, **options):
+    """An empty message is one, too."""
+    messages = [*history, user(user_message)] if user_message else list(history)
+    reply = ask(client, model, messages, **options)
+    return reply, [*messages, assistant(reply)]
+
+
+@wrong("continue_chat", WHOLE, "the messages of the request")
+def last_ten_messages(client, model, history, user_message, **options):
+    """Forgets how a long conversation began."""
+    return continue_chat(client, model, history[-9:], user_message, **options)
+
+
+@wrong("continue_chat", WHOLE, "the new history should give")
+def system_messages_first(client, model, history, user_message, **options):
+    """The order of the messages is the caller's."""
+    reply, new = continue_chat(client, model, history, user_message, **options)
+    return reply, sorted(new, key=lambda message: message["role"] != "system")
+
+
+@wrong("continue_chat", WHOLE, "the new history should give")
+def other_fields_lost(client, model, history, user_message, **options):
+    """A message may have a name."""
+    reply, new = continue_chat(client, model, history, user_message, **options)
+    return reply, [{"role": m["role"], "content": m["content"]} for m in new]
+
+
 # --- top_alternatives -----------------------------------------------------------------
 
 BY_HAND = "test_alternatives_worked_by_hand"
@@ -492,7 +729,45 @@ def without_logprobs(client, model, messages, n):
     return pairs(client, model, messages, n, logprobs=None)
 
 
-@wrong("top_alternatives", NEEDED, "the request's top_logprobs should give 2, not 20")
-def always_twenty(client, model, messages, n):
-    """Asks for 20 and throws most away."""
-    return pairs(client, model, messages, 20)[:n]
+ALTERNATIVES = "test_the_alternatives_are_those_of_the_api"
+
+
+@wrong("top_alternatives", NEEDED, "for n=2 the request's top_logprobs is 1")
+def one_alternative(client, model, messages, n):
+    """Asks for the likeliest alone, and cannot give n."""
+    return pairs(client, model, messages, n, top_logprobs=1)
+
+
+@wrong("top_alternatives", ALTERNATIVES, "Each entry counts")
+def one_for_each_text(client, model, messages, n):
+    """A dict by text: two tokens that have the same text become one."""
+    return list(dict(pairs(client, model, messages, n)).items())
+
+
+@wrong("top_alternatives", ALTERNATIVES, "not [('No', 0.05)]")
+def the_drawn_token_for_one(client, model, messages, n):
+    """The token that was drawn need not be the likeliest."""
+    first = entries(client, model, messages, n)
+    if n == 1:
+        return [(first.token, math.exp(first.logprob))]
+    return [(x.token, math.exp(x.logprob)) for x in first.top_logprobs]
+
+
+@wrong("top_alternatives", ALTERNATIVES, "Each entry counts, as it is")
+def tokens_stripped(client, model, messages, n):
+    """' Yes' and 'Yes' are two tokens."""
+    return [(token.strip(), p) for token, p in pairs(client, model, messages, n)]
+
+
+@wrong("top_alternatives", ALTERNATIVES, "Each entry counts")
+def without_probabilities_of_0(client, model, messages, n):
+    """Drops what is so unlikely that exp gives 0."""
+    return [pair for pair in pairs(client, model, messages, n) if pair[1]]
+
+
+@wrong("top_alternatives", ALTERNATIVES, "the drawn token has no place of its own")
+def drawn_token_first(client, model, messages, n):
+    """The token that was drawn before those that are likelier."""
+    first = entries(client, model, messages, n)
+    ordered = sorted(first.top_logprobs, key=lambda entry: entry.token != first.token)
+    return [(entry.token, math.exp(entry.logprob)) for entry in ordered]

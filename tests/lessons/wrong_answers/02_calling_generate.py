@@ -144,6 +144,22 @@ def a_mask_from_the_ids(tokenizer, messages):
     return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
+@wrong("build_prompt", PROMPT, "<tool>42</s>'. The generation prompt is missing")
+def turn_after_users_only(tokenizer, messages):
+    """It is the model's turn after a tool's message, too."""
+    asked = messages[-1]["role"] == "user"
+    return tokenizer.apply_chat_template(
+        messages, **READY | {"add_generation_prompt": asked}
+    )
+
+
+@wrong("build_prompt", PROMPT, "should be torch.int64, not torch.int32")
+def ids_of_32_bits(tokenizer, messages):
+    """Half the memory, and another dtype than asked for."""
+    prompt = build(tokenizer, messages)
+    return BatchEncoding(prompt | {"input_ids": prompt["input_ids"].int()})
+
+
 @wrong("build_prompt", "test_the_mask_is_ones", "should be torch.int64")
 def a_mask_of_floats(tokenizer, messages):
     """torch.ones makes float32 unless told otherwise."""
@@ -259,6 +275,13 @@ def drops_the_last_token(tokenizer, input_ids, output_ids):
     """An answer that was cut for its length has no EOS."""
     new = output_ids[0, input_ids.shape[1] : -1]
     return tokenizer.decode(new, skip_special_tokens=True)
+
+
+@wrong("new_text", TEXT, "output 'ab' should give '', not 'ab'")
+def counted_from_the_end(tokenizer, input_ids, output_ids):
+    """With no new token, -0 is the beginning."""
+    new = output_ids.shape[1] - input_ids.shape[1]
+    return tokenizer.decode(output_ids[0, -new:], skip_special_tokens=True)
 
 
 @wrong("new_text", TEXT, "One text, not a list")
@@ -418,6 +441,14 @@ def a_length_of_its_own(model, tokenizer, messages, max_new_tokens=50, **generat
     return text_of(tokenizer, prompt["input_ids"], output)
 
 
+@wrong("reply", OPTIONS, "generate's max_new_tokens should give 5000, not 512")
+def capped(model, tokenizer, messages, **generation):
+    """A limit of its own on what the caller asked for."""
+    if "max_new_tokens" in generation:
+        generation["max_new_tokens"] = min(generation["max_new_tokens"], 512)
+    return reference("reply")(model, tokenizer, messages, **generation)
+
+
 @wrong("reply", OPTIONS, "Nobody asked for ['pad_token_id']")
 def silences_a_warning(model, tokenizer, messages, **generation):
     """Adds an option to be rid of a warning."""
@@ -574,6 +605,20 @@ def put_back_without_finally(model, tokenizer, conversations, **generation):
     return answers
 
 
+@wrong("reply_batch", SIDE, "generate failed (KeyboardInterrupt)")
+def side_put_back_after_exceptions(model, tokenizer, conversations, **generation):
+    """KeyboardInterrupt is no Exception."""
+    before, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        prompts = template(tokenizer, conversations, tokenizer_kwargs={})
+        texts = answers_of(model, tokenizer, prompts.to(model.device), **generation)
+    except Exception:
+        tokenizer.padding_side = before
+        raise
+    tokenizer.padding_side = before
+    return texts
+
+
 @wrong("reply_batch", SIDE, SWALLOWED)
 def no_answers_after_an_error(model, tokenizer, conversations, **generation):
     """Nobody learns that the model failed."""
@@ -664,6 +709,26 @@ def one_without_its_list(model, tokenizer, conversations, **generation):
     prompts = template(tokenizer, conversations).to(model.device)
     texts = answers_of(model, tokenizer, prompts, **generation)
     return texts[0] if len(texts) == 1 else texts
+
+
+MANY = "test_each_of_many_has_its_answer"
+
+
+@wrong("reply_batch", MANY, "one call for all that were asked for")
+def at_most_sixteen(model, tokenizer, conversations, **generation):
+    """More calls than one, to save memory."""
+    answers = []
+    for n in range(0, len(conversations), 16):
+        prompts = template(tokenizer, conversations[n : n + 16]).to(model.device)
+        answers += answers_of(model, tokenizer, prompts, **generation)
+    return answers
+
+
+@wrong("reply_batch", MANY, "An empty answer is one, too")
+def empty_answers_dropped(model, tokenizer, conversations, **generation):
+    """Then nobody knows which answer belongs to which conversation."""
+    prompts = template(tokenizer, conversations).to(model.device)
+    return [x for x in answers_of(model, tokenizer, prompts, **generation) if x]
 
 
 @wrong(
@@ -1021,7 +1086,7 @@ def asks_in_the_config(model, ids, layer):
         model.set_attn_implementation(before)
 
 
-@wrong("attention_map", AS_IT_WAS, "in training mode")
+@wrong("attention_map", AS_IT_WAS, "model.training was False and was left as True")
 def leaves_training_mode(model, ids, layer):
     """Switches the model's mode for its own purposes and not back."""
     try:
@@ -1077,3 +1142,30 @@ def splits_at_the_prompt(tokenizer, input_ids, output_ids):
     prompt = tokenizer.decode(output_ids[0, :n], skip_special_tokens=True)
     text = tokenizer.decode(output_ids[0], skip_special_tokens=True)
     return text.split(prompt, 1)[1]
+
+
+@wrong("attention_map", AS_IT_WAS, "model.training was True and was left as False")
+def left_in_eval_mode(model, ids, layer):
+    """A model in training goes on without dropout."""
+    return maps_of(model.eval(), ids, lambda out: out.attentions[layer][0])
+
+
+@wrong("attention_map", AS_IT_WAS, ".requires_grad was True and was left as False")
+def frozen(model, ids, layer):
+    """No gradients, by switching them off in the model for good."""
+    return maps_of(model.requires_grad_(False), ids, lambda o: o.attentions[layer][0])
+
+
+@wrong("attention_map", AFTER_ERROR, "Ctrl-C came, so the model's call failed")
+def put_back_after_exceptions(model, ids, layer):
+    """KeyboardInterrupt is no Exception."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            found = model(ids[:1], output_attentions=True).attentions[layer][0]
+    except Exception:
+        model.set_attn_implementation(before)
+        raise
+    model.set_attn_implementation(before)
+    return found
