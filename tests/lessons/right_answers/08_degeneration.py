@@ -54,7 +54,7 @@ def with_probabilities(model, ids, mask, start=1):
     p = logits.softmax(-1)[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
     counts = ((mask[:, 1:] == 1) & (mask[:, :-1] == 1)).float()
     counts[:, : start - 1] = 0
-    return torch.exp(-(p.log() * counts).sum(1) / counts.sum(1))
+    return torch.exp(-(p**counts).log().sum(1) / counts.sum(1))  # 0 ** 0 is 1
 
 
 @right("perplexity")
