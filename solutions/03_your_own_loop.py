@@ -234,11 +234,12 @@ def pick_sample(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Draw one token per row from softmax(logits / temperature).
 
     logits: (batch, vocab) float. Returns (batch, 1) int64.
-    Uses torch's global random generator, as `generate` does.
+    Uses torch's global random generator; after the same seed it draws what
+    `torch.multinomial` draws, as `generate` does.
     Raises ValueError unless temperature > 0 (for greedy there is `pick_greedy`).
     """
     ### BEGIN SOLUTION
-    if temperature <= 0:
+    if not temperature > 0:  # NaN is not above 0 either
         raise ValueError(f"temperature must be above 0, got {temperature}")
     logits = logits.float()  # float16 would overflow at a low temperature
     probabilities = torch.softmax(logits / temperature, dim=-1)  # (batch, vocab)

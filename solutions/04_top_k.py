@@ -313,7 +313,7 @@ def sample_top_k(
     and for a negative top_k.
     """
     ### BEGIN SOLUTION
-    if temperature <= 0:
+    if not temperature > 0:  # NaN is not above 0 either
         raise ValueError(f"temperature must be above 0, got {temperature}")
     filtered = top_k_filter(logits.float() / temperature, top_k)  # (batch, vocab)
     return torch.multinomial(filtered.softmax(-1), num_samples=1)  # (batch, 1)

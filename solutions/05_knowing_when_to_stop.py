@@ -72,7 +72,7 @@ print(tokenizer.decode(out[0, ids.shape[1] :]))
 #
 # difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 4 lines
 #
-# The EOS ids of a model, always as a list.
+# The EOS ids of a model, always as a list, in the model's order.
 #
 # By hand: `2` gives `[2]`; `[2, 7]` gives `[2, 7]`; `None` gives `[]`.
 #
@@ -499,7 +499,8 @@ def stop_at(pieces: Iterable[str], stop_strings: list[str]) -> Iterator[str]:
     """Pass on pieces of text up to the first stop string, which is left out.
 
     Yields non-empty strings and holds back no more than could begin a stop string.
-    Raises ValueError for an empty stop string (when the first piece is asked for).
+    Raises ValueError for an empty stop string, at the latest when the first piece is
+    asked for.
     """
     ### BEGIN SOLUTION
     if isinstance(stop_strings, str):

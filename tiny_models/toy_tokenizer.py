@@ -9,14 +9,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def toy_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+def toy_tokenizer(
+    chat_template: str | None = CHAT_TEMPLATE, specials_last: bool = False
+) -> PreTrainedTokenizerFast:
     """Byte level, 259 tokens: <pad> 0, <s> 1, </s> 2 (EOS), then the 256 bytes.
 
+    With `specials_last` the bytes come first, so that token 0 is text.
     Pads on the left. The default chat template closes each message with EOS. Each call
     makes a new one, so that a test may change its own.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: n for n, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    special = ["<pad>", "<s>", "</s>"]
+    tokens = [*alphabet, *special] if specials_last else [*special, *alphabet]
+    vocab = {token: n for n, token in enumerate(tokens)}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

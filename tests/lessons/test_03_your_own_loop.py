@@ -91,10 +91,11 @@ def test_leaves_gradients_on_for_the_caller(next_token_logits):
     )
 
 
-def test_returns_float32_from_a_bfloat16_model(next_token_logits):
-    model = random_llama().to(torch.bfloat16)
-    got = next_token_logits(model, prompts())
-    expect.tensor(got, (2, 97), "next_token_logits", torch.float32)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_returns_float32_whatever_the_model_computes_in(next_token_logits, dtype):
+    got = next_token_logits(random_llama().to(dtype), prompts())
+    call = f"next_token_logits of a {dtype} model"
+    expect.tensor(got, (2, 97), call, torch.float32)
 
 
 def test_calls_the_model_once_with_the_ids(next_token_logits):
@@ -152,6 +153,26 @@ def test_greedy_is_the_first_step_of_generate(pick_greedy):
     expect.same_ids(got, oracle[:, -1:], "pick_greedy of a random model's logits")
 
 
+def test_greedy_of_large_logits_and_of_near_ties(pick_greedy):
+    """1e-9 apart, two logits still differ; their float32 probabilities do not."""
+    rows = [[100.0, 200.0, 150.0]] + [[0.0, 0.0, 1e-9], [0.0, 1e-9, 0.0]] * 10
+    got = pick_greedy(torch.tensor(rows))
+    wanted = torch.tensor([[1]] + [[2], [1]] * 10)
+    call = "pick_greedy([[100, 200, 150], [0, 0, 1e-9], [0, 1e-9, 0], ...])"
+    hint = "Compare the logits themselves: exp overflows, and softmax rounds."
+    expect.same_ids(got, wanted, call, hint=hint)
+
+
+def test_of_tied_logits_greedy_picks_one(pick_greedy):
+    got = pick_greedy(torch.tensor([[1.0, 5.0, 5.0], [0.0, 0.0, 0.0]]))
+    call = "pick_greedy([[1, 5, 5], [0, 0, 0]])"
+    expect.tensor(got, (2, 1), call, torch.int64)
+    assert got[0].item() in (1, 2), (
+        f"{call} picked {got[0].item()} in row 0, not 1 or 2"
+    )
+    assert got[1].item() in (0, 1, 2), f"{call} picked {got[1].item()} in row 1"
+
+
 # --- decode ---------------------------------------------------------------------------
 
 
@@ -189,6 +210,24 @@ def test_uses_the_pick_that_it_is_given(decode):
     assert shapes == [(2, 10), (2, 10)], (
         f"pick should be called once a step with logits of shape (batch, vocab) = "
         f"(2, 10); it was given {shapes}"
+    )
+    said = torch.zeros(2, 10)
+    said[0, 6] = said[1, 1] = 5.0
+    hint = "They are the model's logits as they are: how to use them is up to pick."
+    expect.same(pick.seen[0], said, "what pick is given at the first step", hint)
+
+
+def test_no_token_is_special_to_the_loop(decode):
+    """A prompt of 45 tokens, many of them 0; then tokens that repeat, and EOS."""
+    new = [9, 9, 0, 0, 2, 9]
+    model = ScriptedModel.of_tokens([new], vocab_size=10)
+    prompt = [0, 0, *range(1, 10), *[0] * 20, *range(9), *[2] * 4, 9]
+    got = decode(model, torch.tensor([prompt]), 6, greedy)
+    call = "decode of a prompt of 45 tokens with a model that says 9, 9, 0, 0, 2, 9,"
+    expect.same_ids(got, torch.tensor([prompt + new]), call)
+    seen = [call.input_ids.shape[-1] for call in model.calls]
+    assert seen == list(range(45, 51)), (
+        f"the model should see 45, 46, ... 50 tokens, all so far; it saw {seen}"
     )
 
 
@@ -307,12 +346,34 @@ def test_the_default_temperature_is_1(pick_sample):
 
 
 def test_a_temperature_of_0_or_below_is_refused(pick_sample):
-    for temperature in (0, 0.0, -0.5):
+    for temperature in (0, 0.0, -0.5, math.nan):
         expect.rejects(
             ValueError,
             lambda t=temperature: pick_sample(torch.tensor([[1.0, 2.0]]), t),
             f"temperature={temperature}",
         )
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-4])
+def test_a_cold_sample_is_the_likeliest_token(pick_sample, temperature):
+    """100 apart after the division: another token comes once in 10 ** 43 draws."""
+    rows = torch.tensor([[0.0, 0.1, -0.1], [50.0, 49.9, 30.0]]).repeat(50, 1)
+    torch.manual_seed(0)
+    got = pick_sample(rows.clone(), temperature)
+    call = f"pick_sample([[0, 0.1, -0.1], [50, 49.9, 30], ...], {temperature})"
+    hint = "Divide the logits as they are; softmax knows how to avoid exp(1000)."
+    expect.same_ids(got, torch.tensor([[1], [0]]).repeat(50, 1), call, hint=hint)
+
+
+def test_a_second_draw_goes_on_where_the_first_ended(pick_sample):
+    logits = random_logits(batch=20)
+    torch.manual_seed(0)
+    oracle = [torch.multinomial(logits.softmax(-1), 1) for _ in range(2)]
+    torch.manual_seed(0)
+    got = [pick_sample(logits.clone()) for _ in range(2)]
+    hint = "Leave the generator where multinomial leaves it."
+    expect.same_ids(got[0], oracle[0], "the first pick_sample(logits)")
+    expect.same_ids(got[1], oracle[1], "the second pick_sample(logits)", hint=hint)
 
 
 @pytest.mark.draws(false_alarm=0.0, smallest_error=0.03)
@@ -337,7 +398,10 @@ def test_sampling_leaves_its_input_alone(pick_sample):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draws_what_torch_multinomial_draws(multinomial_from_scratch, dtype):
     for seed in range(20):
-        probs = random_logits(batch=3, vocab=50, seed=seed).to(dtype).softmax(-1)
+        logits = random_logits(batch=3, vocab=50, seed=seed).to(dtype)
+        if seed % 2:  # some tokens have no probability, as after a filter
+            logits[:, ::3] = -float("inf")
+        probs = logits.softmax(-1)
         torch.manual_seed(seed)
         oracle = torch.multinomial(probs, num_samples=1)
         torch.manual_seed(seed)

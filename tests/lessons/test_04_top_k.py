@@ -107,6 +107,21 @@ def test_ties_with_the_kth_all_stay(top_k_filter):
     expect.same(got, [[2.0, 2.0, 2.0, -INF]], call, hint)
 
 
+def test_ties_above_the_kth_count_one_by_one(top_k_filter):
+    got = top_k_filter(torch.tensor([[3.0, 1.0, 3.0, 2.0]]), 2)
+    call = "top_k_filter([[3, 1, 3, 2]], 2)"
+    hint = "The two 3s are two tokens, though one value."
+    expect.same(got, [[3.0, -INF, 3.0, -INF]], call, hint)
+
+
+def test_near_ties_are_no_ties(top_k_filter):
+    logits = torch.tensor([[1.0, 1.000001, 0.0], [1e-9, 0.0, -1.0]])
+    got = top_k_filter(logits.clone(), 1)
+    call = "top_k_filter([[1, 1.000001, 0], [1e-9, 0, -1]], 1)"
+    wanted = [[-INF, logits[0, 1].item(), -INF], [1e-9, -INF, -INF]]
+    expect.same(got, wanted, call, "Only equal logits tie.")
+
+
 def test_leaves_its_input_alone(top_k_filter):
     for k in (2, 0, 99):
         logits = torch.tensor(TWO_ROWS)
@@ -181,6 +196,14 @@ def test_mass_of_large_logits(kept_mass):
     expect.same(got, [0.9], call, hint, tolerance=1e-3)
 
 
+def test_mass_of_near_ties(kept_mass):
+    """1e-9 apart, two logits differ; their float32 probabilities are the same."""
+    got = kept_mass(torch.tensor([[1e-9, 0.0, -1.0]]), 1)
+    hint = "Which tokens stay is decided by the logits, not by the probabilities."
+    call = "kept_mass([[1e-9, 0, -1]], 1)"
+    expect.same(got, [1 / (2 + math.exp(-1))], call, hint, tolerance=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mass_of_half_precision_logits(kept_mass, dtype):
     """300 logits of about 10: a sum of their exponentials is no float16 number."""
@@ -211,8 +234,15 @@ def test_exact_without_ties_is_top_k_filter(top_k_exact):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_exactly_k_tokens_stay_where_many_tie(top_k_exact, k):
-    logits = torch.tensor([[2.0, 2.0, 2.0, 0.0, 2.0], [5.0, 1.0, 1.0, 1.0, 1.0]])
-    got = expect.tensor(top_k_exact(logits.clone(), k), (2, 5), "top_k_exact")
+    logits = torch.tensor(
+        [
+            [2.0, 2.0, 2.0, 0.0, 2.0],
+            [5.0, 1.0, 1.0, 1.0, 1.0],
+            [1.0, 1.0, 1.0, 1.0, 5.0],
+            [100.0, 100.0, 100.0, 100.0, 100.0],
+        ]
+    )
+    got = expect.tensor(top_k_exact(logits.clone(), k), (4, 5), "top_k_exact")
     given = f"given {expect.show(logits)} with top_k={k}"
     for row, number in enumerate(kept(got)):
         assert number == k, (
@@ -223,6 +253,18 @@ def test_exactly_k_tokens_stay_where_many_tie(top_k_exact, k):
     assert torch.equal(got[stay], logits[stay]), f"{given}, kept logits changed value"
     assert not stay[0, 3] or k == 5, f"{given}, the 0 stayed and a 2 had to go"
     assert stay[1, 0], f"{given}, the largest logit of row 1 was removed"
+    assert stay[2, 4], f"{given}, the largest logit of row 2 was removed"
+
+
+def test_exact_keeps_logits_of_0_and_tells_near_ties_apart(top_k_exact):
+    got = top_k_exact(torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.0, -1.0]]), 2)
+    call = "top_k_exact([[1, 0, -1], [-2, 0, -1]], 2)"
+    hint = "A logit of 0 is a logit like any other."
+    expect.same(got, [[1.0, 0.0, -INF], [-INF, 0.0, -1.0]], call, hint)
+    got = top_k_exact(torch.tensor([[0.0, 0.0, 1e-9], [0.0, 1e-9, 0.0]]), 1)
+    call = "top_k_exact([[0, 0, 1e-9], [0, 1e-9, 0]], 1)"
+    wanted = [[-INF, -INF, 1e-9], [-INF, 1e-9, -INF]]
+    expect.same(got, wanted, call, "Only equal logits tie.")
 
 
 def test_exactly_k_of_many_ties_in_bfloat16(top_k_exact):
@@ -284,6 +326,34 @@ def test_draws_the_tokens_of_transformers_for_the_same_seed(
         )
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_tied_tokens_are_all_drawn(sample_top_k, k):
+    logits = torch.tensor([[2.0, 5.0, 5.0, 5.0, 0.0]]).repeat(30, 1)
+    torch.manual_seed(0)
+    kept = torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0]]).repeat(30, 1) / 3
+    oracle = torch.multinomial(kept, 1)
+    torch.manual_seed(0)
+    got = sample_top_k(logits.clone(), k)
+    call = f"sample_top_k of 30 rows [2, 5, 5, 5, 0], top_k={k}, seed 0"
+    hint = "Ties with the k-th largest stay, as in top_k_filter: three tokens here."
+    expect.same_ids(got, oracle, call, hint=hint)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_second_draw_goes_on_where_the_first_ended(sample_top_k, k):
+    logits = random_logits(batch=20)
+    scores = TopKLogitsWarper(top_k=5)(None, logits.clone())
+    torch.manual_seed(0)
+    torch.multinomial(scores.softmax(-1), 1)
+    oracle = torch.multinomial(scores.softmax(-1), 1)
+    torch.manual_seed(0)
+    sample_top_k(logits.clone(), k)
+    got = sample_top_k(logits.clone(), 5)
+    call = f"sample_top_k(logits, 5), after sample_top_k(logits, {k})"
+    hint = "Each call draws once with torch.multinomial, also where one token is left."
+    expect.same_ids(got, oracle, call, hint=hint)
+
+
 @pytest.mark.draws(false_alarm=6.5e-9, smallest_error=0.08)
 def test_draws_as_often_as_worked_by_hand(sample_top_k, seed):
     """4,000 draws with p = 0.75 and p = 0.9, which may be 6 standard deviations off."""
@@ -313,7 +383,7 @@ def test_the_default_temperature_is_1(sample_top_k):
 
 def test_sampling_refuses_what_makes_no_sense(sample_top_k):
     logits = torch.tensor([[1.0, 2.0]])
-    for temperature in (0, 0.0, -1.0):
+    for temperature in (0, 0.0, -1.0, math.nan):
         expect.rejects(
             ValueError,
             lambda t=temperature: sample_top_k(logits, 2, t),
@@ -337,6 +407,16 @@ def test_processor_worked_by_hand(TopK):
         with expect.unchanged(scores=scores, ids=ids):
             got = TopK(2)(ids, scores)
         expect.same(got, [[-INF, 3.0, 2.0]], "TopK(2)(ids, [[1, 3, 2]])")
+
+
+def test_processor_keeps_nothing_of_earlier_calls(TopK):
+    """Longer ids and a smaller vocabulary first, as where it serves two models."""
+    processor = TopK(3)
+    first = processor(torch.tensor([[7, 8, 9]]), torch.tensor([[1.0, 3.0]]))
+    expect.same(first, [[1.0, 3.0]], "TopK(3)(ids, [[1, 3]])")
+    got = processor(torch.tensor([[5]]), torch.tensor([[1.0, 3.0, 2.0, 0.0]]))
+    call = "the same TopK(3), then called with one id and [[1, 3, 2, 0]],"
+    expect.same(got, [[1.0, 3.0, 2.0, -INF]], call)
 
 
 def test_processor_refuses_a_negative_top_k_at_once(TopK):

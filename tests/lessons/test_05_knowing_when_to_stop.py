@@ -66,7 +66,10 @@ def model_with_eos(eos):
     return model
 
 
-@pytest.mark.parametrize(("eos", "wanted"), [(2, [2]), ([2, 7], [2, 7]), (None, [])])
+@pytest.mark.parametrize(
+    ("eos", "wanted"),
+    [(2, [2]), ([2, 7], [2, 7]), (None, []), ([7, 0, 2], [7, 0, 2])],
+)
 def test_one_id_several_or_none(eos_token_ids, eos, wanted):
     call = f"eos_token_ids with generation_config.eos_token_id={eos}"
     expect.value(eos_token_ids(model_with_eos(eos)), wanted, call)
@@ -97,6 +100,9 @@ def test_the_list_of_the_model_is_not_handed_out(eos_token_ids):
         ([[5], [2]], [], [False, False]),
         ([[3]], [3], [True]),
         ([[5, 2, 9], [5, 6, 9]], [2], [True, False]),
+        ([[2, 5], [5, 2], [2, 2], [2, 7], [5, 6]], [2, 7], [True] * 4 + [False]),
+        ([[0], [5]], [0], [True, False]),
+        ([[4] * 70], [2], [False]),
     ],
 )
 def test_an_eos_among_the_new_tokens_of_each_row(is_finished, tokens, eos, wanted):
@@ -104,7 +110,7 @@ def test_an_eos_among_the_new_tokens_of_each_row(is_finished, tokens, eos, wante
     eos_ids = list(eos)
     with expect.unchanged(new_tokens=new, eos_ids=eos_ids):
         got = is_finished(new, eos_ids)
-    call = f"is_finished({tokens}, {eos})"
+    call = f"is_finished({expect.show(tokens)}, {eos})"
     hint = ""
     if isinstance(got, torch.Tensor) and got.dim() == 0:
         hint = " One answer for each row: any(dim=-1)."
@@ -174,7 +180,9 @@ def test_the_list_of_eos_ids_is_left_alone(suppress_eos):
 
 def test_a_model_without_eos_is_left_as_it_is(suppress_eos):
     logits = torch.ones(2, 5)
-    expect.same(suppress_eos(logits.clone(), [], 0, 3), logits, "with eos_ids=[]")
+    got = suppress_eos(logits, [], 0, 3)
+    expect.same(got, torch.ones(2, 5), "suppress_eos with eos_ids=[]")
+    expect.a_copy(got, logits, "suppress_eos with eos_ids=[]")
 
 
 # --- decode_batch ---------------------------------------------------------------------
@@ -200,8 +208,9 @@ def test_finished_rows_are_padded_and_the_batch_stops(decode_batch):
 
 
 def test_the_mask_and_the_positions_follow_the_text(decode_batch):
-    model = ScriptedModel.of_tokens([[5, 6, 7], [3, 4, 5]], vocab_size=10)
-    ids = torch.tensor([[0, 0, 8, 9], [6, 7, 8, 9]])
+    # Row 0 finishes at once, and row 1 holds the pad id as a real token.
+    model = ScriptedModel.of_tokens([[2, 6, 7], [3, 4, 5]], vocab_size=10)
+    ids = torch.tensor([[0, 0, 8, 9], [6, 0, 8, 9]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     decode_batch(model, ids, mask, 3, greedy, [2], 0)
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])  # as it was
@@ -210,7 +219,8 @@ def test_the_mask_and_the_positions_follow_the_text(decode_batch):
         assert call.attention_mask is not None, "the model was given no attention_mask"
         assert torch.equal(call.attention_mask.long(), wanted), (
             f"at step {step} the attention_mask should be {expect.show(wanted)}, not "
-            f"{expect.show(call.attention_mask)}: each new token adds a 1"
+            f"{expect.show(call.attention_mask)}: each new token adds a 1, that of a "
+            "finished row, too"
         )
         assert call.position_ids is not None, (
             "the model was given no position_ids: GPT-2 then counts the padding as text"
@@ -269,6 +279,26 @@ def test_pick_gets_float32_logits(decode_batch):
         f"the model computes in bfloat16, and pick was given {seen[0]} logits: make "
         "them float32, as in lesson 03"
     )
+
+
+def test_padding_is_not_left_to_pick(decode_batch):
+    """A pick that has its own idea; EOS is 0 here, which counts as false."""
+    tokens, seen = torch.tensor([[0, 6, 8], [3, 4, 0]]), []
+
+    def pick(logits):
+        seen.append(logits.clone())
+        return tokens[:, len(seen) - 1 : len(seen)].clone()
+
+    model = ScriptedModel.of_tokens([[5, 5, 5], [6, 6, 6]], vocab_size=10)
+    ids = torch.tensor([[7], [8]])
+    got = decode_batch(model, ids, torch.ones_like(ids), 3, pick, [0], 9)
+    call = "decode_batch, EOS 0, pad 9, with a pick that says 0, 6, 8 and 3, 4, 0,"
+    hint = "Whatever pick says for a row that has finished, the row gets pad_id."
+    expect.same_ids(got, torch.tensor([[7, 0, 9, 9], [8, 3, 4, 0]]), call, hint=hint)
+    said = torch.zeros(2, 10)
+    said[0, 5] = said[1, 6] = 5.0
+    for step, logits in enumerate(seen):
+        expect.same(logits, said, f"what pick is given at step {step}")
 
 
 def test_padding_that_is_also_eos(decode_batch):
@@ -344,7 +374,7 @@ def test_pieces_worked_by_hand(stream_tokens, text, wanted):
 
 def test_what_is_left_at_the_end_comes_out(stream_tokens):
     ids = bytes_of("né")[:2]
-    got = list(stream_tokens(toy_tokenizer(), ids))
+    got = list(stream_tokens(toy_tokenizer(), iter(ids)))  # can be read once
     call = "the pieces of 'n' and the first byte of 'é'"
     hint = "After the last token hand out the rest." if got == ["n"] else ""
     expect.value(got, ["n", "\ufffd"], call, hint)
@@ -389,6 +419,14 @@ def test_half_a_character_before_a_whole_one(stream_tokens):
     expect.value(got, oracle, "the joined pieces of half an 'é', then 'éa',")
 
 
+def test_token_0_may_be_text(stream_tokens):
+    """As in the vocabulary of GPT-2, where 0 is '!'."""
+    tokenizer = toy_tokenizer(specials_last=True)
+    text = tokenizer.decode([0, 1, 0])
+    got = list(stream_tokens(tokenizer, [0, 1, 0]))
+    expect.value(got, list(text), f"the pieces of tokens 0, 1, 0, which are {text!r},")
+
+
 def test_asks_for_a_token_only_when_it_needs_one(stream_tokens):
     asked = []
 
@@ -426,6 +464,10 @@ def test_asks_for_a_token_only_when_it_needs_one(stream_tokens):
         (["ab", "ab"], ["aba"], []),
         ([], ["ab"], []),
         (["END"], ["end"], ["END"]),
+        (["ab", "c.d"], ["."], ["ab", "c"]),
+        (["a[b", "(c"], ["(", ".*"], ["a[b"]),
+        (["ax", "y"], ["abc"], ["ax", "y"]),
+        (["xaab", "c"], ["aac"], ["xaab", "c"]),
     ],
 )
 def test_stops_worked_by_hand(stop_at, pieces, stops, wanted):
@@ -439,6 +481,8 @@ def test_stops_worked_by_hand(stop_at, pieces, stops, wanted):
         hint = "Empty pieces help nobody."
     elif text == whole:
         hint = "The text is right, but it comes too early or too late."
+    elif {".", "("} & set(stops):
+        hint = "A stop string is plain text, not a regular expression."
     elif whole.startswith(text):
         hint = "Text was lost: hand out what is held back when the pieces end."
     expect.value(got, wanted, call, hint)
@@ -505,6 +549,8 @@ def test_asks_for_nothing_after_a_stop(stop_at):
 def test_an_empty_stop_string_is_refused(stop_at):
     call = "stop_at(['a'], [''])"
     expect.rejects(ValueError, lambda: list(stop_at(iter(["a"]), [""])), call, "empty")
+    call = "stop_at([], ['a', ''])"
+    expect.rejects(ValueError, lambda: list(stop_at(iter([]), ["a", ""])), call)
 
 
 # --- CustomDecoder --------------------------------------------------------------------
@@ -579,6 +625,9 @@ def test_greedy_on_one_prompt(CustomDecoder, make):
     call = "generate, greedy, one prompt"
     options = {"max_new_tokens": 10, "do_sample": False}
     same_as_generate(CustomDecoder, make(), *one(), call, **options)
+    ids, mask = three()
+    call = "generate, greedy, one prompt with padding and its mask"
+    same_as_generate(CustomDecoder, make(), ids[:1], mask[:1], call, **options)
 
 
 @MODELS
@@ -605,6 +654,38 @@ def test_sampling_with_top_k(CustomDecoder, make, batch, top_k):
             top_k=top_k,
             temperature=temperature,
         )
+
+
+def test_tied_tokens_are_all_sampled(CustomDecoder):
+    model = random_llama(eos_token_id=None)
+    model.lm_head.weight.data.zero_()  # all logits are 0, so all tokens tie
+    for top_k in (1, 3):
+        same_as_generate(
+            CustomDecoder,
+            model,
+            *three(),
+            f"generate, do_sample, top_k={top_k}, where all tokens tie,",
+            "Ties with the k-th largest stay, as in top_k_filter.",
+            max_new_tokens=6,
+            do_sample=True,
+            top_k=top_k,
+        )
+
+
+def test_a_second_call_goes_on_where_the_first_ended(CustomDecoder):
+    model = random_llama(eos_token_id=None)
+    ids, mask = three()
+    options = {"max_new_tokens": 4, "do_sample": True, "top_k": 0}
+    torch.manual_seed(0)
+    oracle = [model.generate(ids, attention_mask=mask, **options) for _ in range(2)][1]
+    torch.manual_seed(0)
+    got = [
+        run(CustomDecoder, model, ids.clone(), mask.clone(), **options)
+        for _ in range(2)
+    ][1]
+    hint = "Leave torch's random generator where the draws leave it."
+    call = "generate, do_sample, the second call after one seed,"
+    expect.same_ids(got, oracle, call, hint=hint)
 
 
 def test_sampling_with_the_default_top_k(CustomDecoder):
@@ -697,7 +778,7 @@ def test_greedy_asks_for_no_temperature_and_no_top_k(CustomDecoder):
     ids, mask = one()
     model = random_llama()
     oracle = model.generate(ids, attention_mask=mask, max_new_tokens=5)
-    for options in ({"temperature": 0}, {"top_k": -1}):
+    for options in ({"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}):
         got = run(CustomDecoder, model, ids.clone(), max_new_tokens=5, **options)
         expect.same_ids(got, oracle, f"generate(ids, do_sample=False, **{options})")
 
@@ -715,10 +796,14 @@ def test_values_that_make_no_sense_are_refused(CustomDecoder):
             ValueError, lambda m=model, o=options: run(CustomDecoder, m, ids, **o), call
         )
         assert not model.calls, f"{call}: refuse it before the model is called ({name})"
-    model = random_llama()
     flat = torch.tensor([5, 17])
-    call = "generate of ids without a batch dimension"
-    expect.rejects(ValueError, lambda: run(CustomDecoder, model, flat), call)
+    for bad in (flat, flat[None, None]):
+        model = ScriptedModel.of_tokens([[6] * 20], vocab_size=20)
+        call = f"generate of ids of shape {tuple(bad.shape)}, not (batch, seq),"
+        expect.rejects(
+            ValueError, lambda m=model, b=bad: run(CustomDecoder, m, b), call
+        )
+        assert not model.calls, f"{call}: refuse it before the model is called"
 
 
 def test_an_unknown_argument_is_an_error(CustomDecoder):

@@ -137,7 +137,7 @@ def one_row_at_a_time(logits, top_k):
 @right("sample_top_k")
 def filter_before_the_temperature(logits, top_k, temperature=1.0):
     """A positive temperature keeps the order, so the filter may come first."""
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     probabilities = (filter_(logits, top_k) / temperature).softmax(-1)
     return torch.multinomial(probabilities, 1)
@@ -157,7 +157,7 @@ def by_the_race(logits, top_k, temperature=1.0):
 def through_transformers(logits, top_k, temperature=1.0):
     """The library's processor, and unnormalised weights: multinomial rescales them."""
     checked(top_k)
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError("temperature must be above 0")
     scores = logits / temperature
     if top_k:

@@ -2,7 +2,7 @@
 
 import torch
 
-from course.making.answers import wrong
+from course.making.answers import reference, wrong
 
 SEEN = "test_each_step_sees_all_tokens_so_far"
 ADDS = "test_adds_the_picked_tokens_to_the_prompt"
@@ -63,7 +63,11 @@ def gradients_off_for_all(model, ids):
     return model(ids).logits[:, -1].float()
 
 
-@wrong("next_token_logits", "test_returns_float32_from_a_bfloat16_model", "float32")
+@wrong(
+    "next_token_logits",
+    "test_returns_float32_whatever_the_model_computes_in",
+    "float32",
+)
 def the_dtype_of_the_model(model, ids):
     """bfloat16 logits have three digits: ties and wrong probabilities."""
     with torch.no_grad():
@@ -416,3 +420,129 @@ def a_draw_too_many(probs):
     winner = (probs / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
     torch.rand(1)
     return winner
+
+
+# --- what only rare data show ---------------------------------------------------------
+
+ANY_TOKEN = "test_no_token_is_special_to_the_loop"
+NEAR = "test_greedy_of_large_logits_and_of_near_ties"
+COLD = "test_a_cold_sample_is_the_likeliest_token"
+next_token_logits = reference("next_token_logits")
+
+
+@wrong(
+    "next_token_logits",
+    "test_returns_float32_whatever_the_model_computes_in",
+    "not torch.float64",
+)
+def only_half_precision_is_converted(model, ids):
+    """A float64 model's logits stay float64."""
+    with torch.no_grad():
+        logits = model(ids).logits[:, -1]
+    half = logits.dtype in (torch.float16, torch.bfloat16)
+    return logits.float() if half else logits
+
+
+@wrong("pick_greedy", NEAR, "exp overflows")
+def argmax_of_exp(logits):
+    """The exponentials of 100 and of 200 are both inf."""
+    return logits.exp().argmax(-1, keepdim=True)
+
+
+@wrong("pick_greedy", NEAR, "softmax rounds")
+def argmax_of_probabilities(logits):
+    """Nearly equal logits have the same float32 probability."""
+    return logits.softmax(-1).argmax(-1, keepdim=True)
+
+
+@wrong(
+    "pick_greedy", "test_of_tied_logits_greedy_picks_one", "should have shape (2, 1)"
+)
+def places_of_the_maximum(logits):
+    """A tie gives two places for one row."""
+    return (logits == logits.amax(-1, keepdim=True)).nonzero()[:, 1:]
+
+
+@wrong("decode", ANY_TOKEN, "all so far")
+def window_of_32(model, ids, max_new_tokens, pick):
+    """The model sees the last 32 tokens only."""
+    for _ in range(max_new_tokens):
+        token = pick(next_token_logits(model, ids[:, -32:]))
+        ids = torch.cat([ids, token], dim=-1)
+    return ids
+
+
+@wrong("decode", ANY_TOKEN, "stops too early")
+def zeros_are_padding(model, ids, max_new_tokens, pick):
+    """Counts the tokens that are not 0 to know when there are enough."""
+    goal = int((ids[0] != 0).sum()) + max_new_tokens
+    while ids.shape[1] < goal:
+        ids = torch.cat([ids, pick(next_token_logits(model, ids))], dim=-1)
+    return ids
+
+
+@wrong("decode", ANY_TOKEN, "stops too early")
+def stops_at_repetition(model, ids, max_new_tokens, pick):
+    """Takes a repeated token for a dead loop."""
+    for _ in range(max_new_tokens):
+        token = pick(next_token_logits(model, ids))
+        repeated = bool((token == ids[:, -1:]).all())
+        ids = torch.cat([ids, token], dim=-1)
+        if repeated:
+            break
+    return ids
+
+
+@wrong("decode", "test_uses_the_pick_that_it_is_given", "the model's logits as they")
+def log_probabilities_to_pick(model, ids, max_new_tokens, pick):
+    """Greedy and sampling do not notice; a pick that reads the logits does."""
+    for _ in range(max_new_tokens):
+        token = pick(next_token_logits(model, ids).log_softmax(-1))
+        ids = torch.cat([ids, token], dim=-1)
+    return ids
+
+
+@wrong("pick_sample", "test_a_temperature_of_0_or_below_is_refused", "temperature=nan")
+def nan_is_not_below_0(logits, temperature=1.0):
+    """NaN is not <= 0, so it passes."""
+    if temperature <= 0:
+        raise ValueError("temperature")
+    return torch.multinomial((logits / temperature).softmax(-1), 1)
+
+
+@wrong(
+    "pick_sample",
+    "test_a_second_draw_goes_on_where_the_first_ended",
+    "where multinomial leaves it",
+)
+def generator_put_back(logits, temperature=1.0):
+    """fork_rng puts the generator back: every call draws the same."""
+    if not temperature > 0:
+        raise ValueError("temperature")
+    with torch.random.fork_rng():
+        return torch.multinomial((logits / temperature).softmax(-1), 1)
+
+
+@wrong("pick_sample", COLD, "Divide the logits as they are")
+def temperature_clamped(logits, temperature=1.0):
+    """Raises temperatures below 0.1 to 0.1."""
+    if not temperature > 0:
+        raise ValueError("temperature")
+    return torch.multinomial((logits / max(temperature, 0.1)).softmax(-1), 1)
+
+
+@wrong("pick_sample", COLD, "RuntimeError")
+def exp_without_the_shift(logits, temperature=1.0):
+    """A cold temperature makes inf / inf."""
+    if not temperature > 0:
+        raise ValueError("temperature")
+    weights = torch.exp(logits / temperature)
+    return torch.multinomial(weights / weights.sum(-1, keepdim=True), 1)
+
+
+@wrong("multinomial_from_scratch", RACE, "for each token of each row")
+def no_draw_for_probability_0(probs):
+    """Draws only for the tokens that have a probability."""
+    scores, alive = torch.zeros_like(probs), probs > 0
+    scores[alive] = probs[alive] / torch.empty_like(probs[alive]).exponential_()
+    return scores.argmax(-1, keepdim=True)

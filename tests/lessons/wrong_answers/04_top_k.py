@@ -466,3 +466,120 @@ class FirstRowOnly(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         return torch.cat([filter_(scores[:1], self.top_k), scores[1:]])
+
+
+# --- what only rare data show ---------------------------------------------------------
+
+KEEPS_NOTHING = "test_processor_keeps_nothing_of_earlier_calls"
+exact = reference("top_k_exact")
+
+
+@wrong("top_k_filter", "test_ties_above_the_kth_count_one_by_one", "two tokens")
+def kth_distinct_value(logits, top_k):
+    """The k-th largest different value: tied tokens count once."""
+    if top_k < 0:
+        raise ValueError("top_k")
+    result = logits.clone()
+    for row in result if top_k else ():
+        values = row.unique().flip(0)
+        row[row < values[min(top_k, len(values)) - 1]] = -INF
+    return result
+
+
+@wrong("top_k_filter", "test_near_ties_are_no_ties", "Only equal logits tie")
+def near_ties_stay(logits, top_k):
+    """isclose takes near ties for ties."""
+    if top_k < 0:
+        raise ValueError("top_k")
+    k = min(top_k or logits.shape[-1], logits.shape[-1])
+    lowest = logits.topk(k).values[:, -1:]
+    keep = (logits > lowest) | torch.isclose(logits, lowest)
+    return logits.masked_fill(~keep, -INF)
+
+
+@wrong("kept_mass", "test_mass_of_near_ties", "decided by the logits")
+def filter_of_probabilities(logits, top_k):
+    """Logits that differ may have the same float32 probability."""
+    kept = filter_(logits.softmax(-1), top_k)
+    return kept.masked_fill(kept == -INF, 0).sum(-1)
+
+
+@wrong("top_k_exact", TIES, "the largest logit of row 2 was removed")
+def first_k_above_the_threshold(logits, top_k):
+    """A tie on the left drives out a larger logit."""
+    keep = filter_(logits, top_k) > -INF
+    keep &= (keep.cumsum(-1) <= top_k) | (top_k == 0)
+    return logits.masked_fill(~keep, -INF)
+
+
+@wrong("top_k_exact", TIES, "row 3 kept 4 tokens")
+def slope_breaks_ties(logits, top_k):
+    """A slope of 1e-6 is lost in rounding at logits of 100."""
+    if top_k < 0:
+        raise ValueError("top_k")
+    if top_k == 0:
+        return logits.clone()
+    sloped = logits - 1e-6 * torch.arange(logits.shape[-1])
+    lowest = sloped.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(sloped < lowest, -INF)
+
+
+@wrong(
+    "top_k_exact",
+    "test_exact_keeps_logits_of_0_and_tells_near_ties_apart",
+    "a logit like any other",
+)
+def zero_as_background(logits, top_k):
+    """A kept logit of exactly 0 becomes -inf."""
+    if top_k < 0:
+        raise ValueError("top_k")
+    if top_k == 0:
+        return logits.clone()
+    values, places = logits.topk(min(top_k, logits.shape[-1]))
+    result = torch.zeros_like(logits).scatter(-1, places, values)
+    return result.masked_fill(result == 0, -INF)
+
+
+@wrong("sample_top_k", "test_tied_tokens_are_all_drawn", "three tokens here")
+def tied_tokens_dropped(logits, top_k, temperature=1.0):
+    """Exactly k, where generate keeps all that tie."""
+    if not temperature > 0:
+        raise ValueError("temperature")
+    return torch.multinomial((exact(logits, top_k) / temperature).softmax(-1), 1)
+
+
+@wrong(
+    "sample_top_k",
+    "test_a_second_draw_goes_on_where_the_first_ended",
+    "also where one token is left",
+)
+def no_draw_for_one_token(logits, top_k, temperature=1.0):
+    """Does not draw where one token is left, so the generator does not move."""
+    if not temperature > 0:
+        raise ValueError("temperature")
+    kept = filter_(logits / temperature, top_k)
+    if ((kept > -INF).sum(-1) == 1).all():
+        return kept.argmax(-1, keepdim=True)
+    return torch.multinomial(kept.softmax(-1), 1)
+
+
+@wrong("sample_top_k", NONSENSE, "temperature=nan")
+def nan_is_not_below_0(logits, top_k, temperature=1.0):
+    """NaN is not <= 0, so it passes."""
+    if temperature <= 0:
+        raise ValueError("temperature")
+    return torch.multinomial(filter_(logits / temperature, top_k).softmax(-1), 1)
+
+
+@wrong("TopK", KEEPS_NOTHING, "then called with one id")
+class RemembersTheVocabulary(LogitsProcessor):
+    """Clamps top_k once and for all to the smaller vocabulary of the first call."""
+
+    def __init__(self, top_k):
+        if top_k < 0:
+            raise ValueError("top_k")
+        self.top_k = top_k
+
+    def __call__(self, input_ids, scores):
+        self.top_k = min(self.top_k, scores.shape[-1])
+        return filter_(scores, self.top_k)

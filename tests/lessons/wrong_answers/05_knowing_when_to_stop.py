@@ -1,5 +1,7 @@
 """Wrong answers to lesson 05, and what the learner must be told of each."""
 
+import re
+
 import torch
 from transformers import GenerationMixin
 
@@ -361,9 +363,10 @@ def mask_says_zero_for_new(*arguments):
 
 @wrong("decode_batch", FOLLOW, "each new token adds a 1")
 def mask_from_the_pad_id(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
-    """ids != pad_id is no mask: a prompt may hold that id, and here text does."""
-    spoilt = (ids != ids[1, 1]).long() if len(ids) > 1 else mask
-    return base(model, ids, spoilt, max_new_tokens, pick, eos_ids, pad_id)
+    """ids != pad_id is no mask: a prompt may hold that id as a real token."""
+    return base(
+        model, ids, (ids != pad_id).long(), max_new_tokens, pick, eos_ids, pad_id
+    )
 
 
 @wrong("decode_batch", FOLLOW, "outside torch.no_grad()")
@@ -910,3 +913,202 @@ class TheTutorials(GenerationMixin):
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
+
+
+# --- what only rare data show ---------------------------------------------------------
+
+stream_tokens = reference("stream_tokens")
+
+
+@wrong("eos_token_ids", SEVERAL, "should give [7, 0, 2], not [7, 2]")
+def zero_filtered_from_the_list(model):
+    """0 counts as false, in a list, too."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return []
+    return [found] if isinstance(found, int) else [token for token in found if token]
+
+
+@wrong("eos_token_ids", SEVERAL, "should give [7, 0, 2], not [0, 2, 7]")
+def sorted_ids(model):
+    """The first id serves as padding, so their order counts."""
+    return sorted(eos_token_ids(model))
+
+
+@wrong("is_finished", ROWS, "True, True, False], not [True, False, True")
+def compared_place_by_place(new_tokens, eos_ids):
+    """Right for one new token or one EOS id only."""
+    if not eos_ids:
+        return torch.zeros(len(new_tokens), dtype=torch.bool)
+    return (new_tokens == torch.tensor(eos_ids)).any(-1)
+
+
+@wrong("is_finished", ROWS, "should be [False], not [True]")
+def product_of_differences(new_tokens, eos_ids):
+    """64 even factors overflow to 0, too."""
+    result = torch.zeros(len(new_tokens), dtype=torch.bool)
+    for eos in eos_ids:
+        result |= (new_tokens - eos).prod(-1) == 0
+    return result
+
+
+@wrong("is_finished", ROWS, "False], not [True, True, False")
+def exactly_one_eos(new_tokens, eos_ids):
+    """A row with two of them is finished as well."""
+    return torch.isin(new_tokens, torch.tensor(eos_ids).long()).sum(-1) == 1
+
+
+@wrong("suppress_eos", "test_a_model_without_eos_is_left_as_it_is", "Return a copy")
+def the_argument_without_eos(logits, eos_ids, new_so_far, min_new_tokens):
+    """Hands the caller's logits back where there is nothing to suppress."""
+    if not eos_ids:
+        return logits
+    result = logits.clone()
+    if new_so_far < min_new_tokens:
+        result[:, eos_ids] = -INF
+    return result
+
+
+@wrong("decode_batch", FOLLOW, "that of a finished row, too")
+def zeros_for_finished_rows(*arguments):
+    """The mask gets zeros for the padding of finished rows."""
+    extend = lambda mask, token, finished: (~finished)[:, None].to(mask.dtype)  # noqa: E731
+    return base(*arguments, extend=extend)
+
+
+@wrong("decode_batch", "test_padding_is_not_left_to_pick", "the row gets pad_id")
+def padding_left_to_pick(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
+    """Makes pad the likeliest token of finished rows and hopes that pick looks."""
+
+    def steered(logits):
+        if texts:
+            over = is_finished(torch.cat(texts, dim=-1), eos_ids)
+            logits = logits.clone()
+            logits[over] = -INF
+            logits[over, pad_id] = 0.0
+        texts.append(pick(logits))
+        return texts[-1]
+
+    texts = []
+    as_it_is = lambda token, finished, pad: token  # noqa: E731
+    arguments = (model, ids, mask, max_new_tokens, steered, eos_ids, pad_id)
+    return base(*arguments, fill=as_it_is)
+
+
+@wrong("stream_tokens", "test_token_0_may_be_text", "the pieces of tokens 0, 1, 0")
+def token_0_is_skipped(tokenizer, token_ids):
+    """`if token` is false for token 0."""
+    yield from stream_tokens(tokenizer, (token for token in token_ids if token))
+
+
+@wrong("stream_tokens", "test_what_is_left_at_the_end_comes_out", "hand out the rest")
+def reads_the_tokens_twice(tokenizer, token_ids):
+    """A generator is empty when it is read a second time."""
+    ids, sent = [], 0
+    for token in token_ids:
+        ids.append(token)
+        text = text_of(tokenizer, ids).removesuffix("\ufffd")
+        if len(text) > sent:
+            yield text[sent:]
+            sent = len(text)
+    if rest := text_of(tokenizer, token_ids)[sent:]:
+        yield rest
+
+
+@wrong("stop_at", BY_HAND, "not a regular expression")
+def stops_are_expressions(pieces, stop_strings):
+    """'.' stops at every character."""
+
+    def find(held):
+        hits = [hit for stop in stop_strings if (hit := re.search(stop, held))]
+        return [(hit.end(), hit.start() - hit.end()) for hit in hits]
+
+    begin = lambda held: could_begin(held, stop_strings)  # noqa: E731
+    yield from held_back(pieces, stop_strings, begin, find=find)
+
+
+@wrong("stop_at", BY_HAND, "it comes too early or too late")
+def held_from_the_first_character(pieces, stop_strings):
+    """Holds back from where the first character of a stop string stands."""
+
+    def hold(held):
+        starts = [held.find(s[0], max(0, len(held) - len(s) + 1)) for s in stop_strings]
+        return max((len(held) - start for start in starts if start >= 0), default=0)
+
+    yield from held_back(pieces, stop_strings, hold)
+
+
+@wrong("stop_at", "test_an_empty_stop_string_is_refused", "stop_at([], ['a', ''])")
+def refused_with_the_first_piece(pieces, stop_strings):
+    """Looks at the stop strings only once a piece has come."""
+
+    def checked():
+        for piece in pieces:
+            refused(stop_strings)
+            yield piece
+
+    stops = [stop for stop in stop_strings if stop]
+    yield from held_back(checked(), stops, lambda held: could_begin(held, stops))
+
+
+@wrong("CustomDecoder", "test_tied_tokens_are_all_sampled", "Ties with the k-th")
+class TiesDropped(Base):
+    """Exactly top_k tokens, where generate keeps all that tie."""
+
+    def draw(self, logits, temperature, top_k):
+        kept = reference("top_k_exact")(logits, top_k)
+        return super().draw(kept, temperature, 0)
+
+
+@wrong(
+    "CustomDecoder", "test_values_that_make_no_sense_are_refused", "of shape (1, 1, 2)"
+)
+class ThreeDimensionsPass(Base):
+    """Refuses too few dimensions, not too many."""
+
+    def refuse(self, input_ids, *others):
+        if input_ids.dim() < 2:
+            raise ValueError("input_ids should be (batch, seq)")
+        super().refuse(input_ids.reshape(1, -1), *others)
+
+
+@wrong(
+    "CustomDecoder",
+    "test_greedy_asks_for_no_temperature_and_no_top_k",
+    "'temperature': -1.0",
+)
+class GreedyWithTemperature(Base):
+    """Divides by a negative temperature: the least likely token becomes the first."""
+
+    def generate(self, input_ids, *arguments, temperature=1.0, **options):
+        sign = -1.0 if temperature < 0 and not options.get("do_sample") else 1.0
+
+        def loop(model, ids, mask, new, pick, *ends):
+            return decode_batch(model, ids, mask, new, lambda x: pick(x * sign), *ends)
+
+        self.loop = loop
+        options["temperature"] = temperature
+        return super().generate(input_ids, *arguments, **options)
+
+
+@wrong("CustomDecoder", "test_greedy_on_one_prompt", "one prompt with padding")
+class NoMaskForOnePrompt(Base):
+    """One prompt may be padded, too."""
+
+    def generate(self, input_ids, attention_mask=None, *arguments, **options):
+        if len(input_ids) == 1:
+            attention_mask = None
+        return super().generate(input_ids, attention_mask, *arguments, **options)
+
+
+@wrong(
+    "CustomDecoder",
+    "test_a_second_call_goes_on_where_the_first_ended",
+    "where the draws leave it",
+)
+class GeneratorPutBack(Base):
+    """fork_rng puts the generator back: every call draws the same."""
+
+    def generate(self, *arguments, **options):
+        with torch.random.fork_rng():
+            return super().generate(*arguments, **options)
