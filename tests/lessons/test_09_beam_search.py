@@ -685,25 +685,26 @@ def test_one_beam_is_greedy(beam_search, make):
 # Found by search: in each of these the three ways to stop give different texts, or two
 # of them do; eos, length_penalty and seed of the model.
 CASES = [
-    (0, 2, 6, -1.0, [29, 26, 9, 28]),
-    (5, 3, 3, -1.0, [29, 18, 23]),
-    (1, 4, 6, 0.0, [11, 6, 7]),
-    (6, 3, 6, 0.0, [6, 4, 23]),
-    (182, 4, 6, 0.5, [19, 26, 11, 17, 12]),
-    (212, 4, 5, 0.5, [22, 14, 24, 4, 6, 29]),
-    (53, 3, 7, 1.0, [29, 10, 6, 24, 12, 5]),
-    (133, 2, 6, 1.0, [18, 4, 12, 17, 22]),
-    (14, 2, 4, 2.0, [27, 10, 8]),
-    (9, 2, 7, 2.0, [5, 17, 6, 22]),
-    (11, 3, 6, 1.0, []),
-    (12, 2, 5, 0.5, [7]),
+    (0, 2, 6, -1.0, (29, 26, 9, 28)),
+    (5, 3, 3, -1.0, (29, 18, 23)),
+    (1, 4, 6, 0.0, (11, 6, 7)),
+    (6, 3, 6, 0.0, (6, 4, 23)),
+    (182, 4, 6, 0.5, (19, 26, 11, 17, 12)),
+    (212, 4, 5, 0.5, (22, 14, 24, 4, 6, 29)),
+    (53, 3, 7, 1.0, (29, 10, 6, 24, 12, 5)),
+    (133, 2, 6, 1.0, (18, 4, 12, 17, 22)),
+    (14, 2, 4, 2.0, (27, 10, 8)),
+    (9, 2, 7, 2.0, (5, 17, 6, 22)),
+    (11, 3, 6, 1.0, ()),
+    (12, 2, 5, 0.5, (7,)),
 ]
 
 
 @MODELS
 @pytest.mark.parametrize("early", [True, False, "never"])
 def test_beams_equal_generate(beam_search, make, early):
-    for seed, beams, new, power, eos in CASES:
+    for seed, beams, new, power, ends in CASES:
+        eos = [*ends]
         model = make(30, seed=seed % 5)
         ids, mask = prompts(seed, batch=1 + seed % 3)
         how = {"beams": beams, "new": new, "power": power, "early": early, "eos": eos}
@@ -713,7 +714,7 @@ def test_beams_equal_generate(beam_search, make, early):
             f"{power}, early_stopping={early!r}, eos_ids={eos}, pad_id={PAD})"
         )
         got, scores = a_pair(
-            beam_search(model, ids, mask, beams, new, power, early, eos, PAD), call
+            beam_search(model, ids, mask, beams, new, power, early, [*eos], PAD), call
         )
         hint = (
             "If early_stopping=True is right, the mistake is in when a search is over."

@@ -286,7 +286,8 @@ def test_slides_have_the_exercises_the_questions_and_the_figures_but_no_answer(
     exercises = re.findall(r"^### Exercise (\S+)", prose, re.MULTILINE)
     assert re.findall(r"<h3>Exercise (\S+)", slides) == exercises != []
     assert slides.count("<strong>Predict") == prose.count("**Predict") > 0
-    figures = [o for c in cells for o in c.get("outputs", ()) if "data" in o]
+    outputs = [o for c in cells for o in c.get("outputs", ())]
+    figures = [o for o in outputs if "image/png" in o.get("data", ())]
     assert slides.count('src="data:image/png') == len(figures) > 0
     folded = ("SOLUTION", "Hint 1", "<details", "check(", "$$")
     assert [word for word in folded if word in slides] == []
@@ -377,10 +378,10 @@ def test_links_lead_to_pages_and_a_dead_link_is_an_error(site, tmp_path):
 
     kept = "[a](https://example.org) [b](#there) `[c](d)` `x[0](1)`"
     assert from_guide(kept) == kept
-    linked = from_guide("see [`top_k` it](../../lessons/04_top_k.ipynb#ties).")
+    linked = from_guide("see [`top_k` it](../../../lessons/04_top_k.ipynb#ties).")
     assert linked == "see [`top_k` it](../lessons/04_top_k.ipynb#ties)."
-    assert from_guide("[the licence](../../LICENSE)") == "the licence"
-    assert from_guide("![x](../exercise.png)") == "![x](exercise.png)"
+    assert from_guide("[the licence](../../../LICENSE)") == "the licence"
+    assert from_guide("![x](../../exercise.png)") == "![x](exercise.png)"
     assert (tmp_path / "guide" / "exercise.png").stat().st_size > 0
     with pytest.raises(FileNotFoundError, match="no_such.md"):
         from_guide("[gone](no_such.md)")
