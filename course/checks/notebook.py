@@ -43,8 +43,8 @@ def read(path: Path):
         reason = str(error).splitlines()[0][:150] if str(error) else repr(error)
         raise NotebookProblem(
             f"{shown(path)} is not a valid notebook ({reason}). Was it saved halfway, "
-            "or edited as text? Save it again from Jupyter, or get the original back: "
-            f"keep a copy of the file, then `git checkout {shown(path)}`."
+            "or edited as text? Save it again from Jupyter, or get the lesson back as "
+            f"it came: `python start.py reset {path.stem[:2]}`, which keeps a backup."
         ) from None
 
 

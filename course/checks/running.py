@@ -47,8 +47,8 @@ class Loaded:
         where = shown(self.path)
         raise notebook.NotebookProblem(
             f"the notebook {where} does not define {name}. Was its cell deleted or "
-            f"renamed? Keep a copy of your file; `git checkout {where}` then brings "
-            "the original back."
+            f"renamed? `python start.py reset {name}` brings it back, and keeps a "
+            "backup."
         )
 
     def usable(self, name: str) -> bool:
