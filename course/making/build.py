@@ -22,14 +22,14 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import nbformat
 
 from course.checks.notebook import defined_names, tags
 from course.paths import LESSONS, SOLUTIONS, lesson_names, shown, tests_of
-from course.saved.books import GO_ON, STAMP, stub_of
+from course.saved import books
+from course.saved.books import STAMP, with_stubs
 
 CELL_SECONDS = 240
 
@@ -132,31 +132,16 @@ def _cell_id(cell, prefix, n) -> str:
 
 
 def lesson(notebook):
-    """The learner's notebook, made in place: stubs where the answers were (as nbgrader
-    makes them), no outputs.
-
-    From the first exercise on its code cells carry the tag at which Jupyter goes on
-    after an error, so that Run All reaches all that does not need what is not written.
-    """
-    started = False
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        cell.source = stub_of(cell.source)
-        if "SOLUTION" in cell.source:
+    """The learner's notebook, made in place (see books.with_stubs)."""
+    for cell in with_stubs(notebook).cells:
+        if cell.cell_type == "code" and "SOLUTION" in cell.source:
             sys.exit(f"BEGIN and END SOLUTION do not match in:\n{cell.source}")
-        cell.outputs, cell.execution_count = [], None
-        started = started or "exercise" in tags(cell)
-        if started:
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), GO_ON]
     return notebook
 
 
 def as_built(name: str):
-    """The learner's notebook as it is built, whatever stands in lessons/; from the
-    reference, without the tools that a build needs."""
-    book = nbformat.read(SOLUTIONS / f"{name}.ipynb", as_version=4)
-    return stamped(lesson(book), SOLUTIONS / f"{name}.py")
+    """The learner's notebook as it is built, whatever stands in lessons/."""
+    return nbformat.reads(books.as_text(books.as_built(name)), as_version=4)
 
 
 def executed(notebook):
@@ -246,7 +231,8 @@ def write_all(made: dict, force: bool = False):
     with contextlib.ExitStack() as undo:
         parts = {}
         for target, notebook in made.items():
-            parts[target] = part = _part(notebook, target)
+            text = _checked(notebook, target)
+            parts[target] = part = books.write_beside(target, text)
             undo.callback(part.unlink, missing_ok=True)
         for target, part in parts.items():
             if has_work(target):
@@ -264,28 +250,14 @@ def write_all(made: dict, force: bool = False):
 
 def write(notebook, target: Path):
     """Write whole or not at all, over whatever is there."""
-    part = _part(notebook, target)
-    try:
-        os.replace(part, target)
-    except BaseException:
-        part.unlink()
-        raise
+    books.write(target, _checked(notebook, target))
 
 
-def _part(notebook, target: Path) -> Path:
-    """The notebook in a new file beside its target."""
+def _checked(notebook, target: Path) -> str:
+    """The notebook's text; there is a folder for it."""
     nbformat.validate(notebook)
-    text = as_text(notebook)
     target.parent.mkdir(exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(part, 0o644)
-    except BaseException:
-        os.unlink(part)
-        raise
-    return Path(part)
+    return as_text(notebook)
 
 
 def _bytes_of(path: Path) -> bytes | None:

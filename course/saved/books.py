@@ -4,7 +4,6 @@ The exercises of a lesson, their cards and stubs come from the reference in solu
 what the learner wrote comes from the saved notebook in lessons/.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -70,15 +69,25 @@ def as_text(book: dict) -> str:
 
 def write(path: Path, text: str):
     """Write whole or not at all."""
+    part = write_beside(path, text)
+    try:
+        os.replace(part, path)
+    except BaseException:
+        part.unlink()
+        raise
+
+
+def write_beside(path: Path, text: str) -> Path:
+    """A new file in the folder of `path`, to be moved there once all is well."""
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
         os.chmod(part, 0o644)
-        os.replace(part, path)
     except BaseException:
         os.unlink(part)
         raise
+    return Path(part)
 
 
 def source_of(cell: dict) -> str:
@@ -118,19 +127,32 @@ def cell_of(book: dict, exercise: Exercise) -> int | None:
 def as_built(lesson: str) -> dict:
     """The learner's notebook as it came, made from the reference: the same bytes as the
     build writes (tests/learner/test_reset.py)."""
-    book = copy.deepcopy(read(SOLUTIONS / f"{lesson}.ipynb"))
-    started = False
+    book = with_stubs(read(SOLUTIONS / f"{lesson}.ipynb"))
     for cell in book["cells"]:
-        if cell["cell_type"] == "code":
-            cell["source"] = stub_of(source_of(cell)).splitlines(keepends=True)
-            cell["outputs"], cell["execution_count"] = [], None
-            started = started or "exercise" in tags_of(cell)
-            if started:
-                cell["metadata"].setdefault("tags", []).append(GO_ON)
+        cell["source"] = source_of(cell).splitlines(keepends=True)
     stamp = book["metadata"][STAMP]
     del stamp["content"]
     plain = json.dumps(book, sort_keys=True)
     stamp["content"] = hashlib.sha256(plain.encode()).hexdigest()
+    return book
+
+
+def with_stubs(book: dict) -> dict:
+    """The learner's notebook, made in place of the reference: stubs where the answers
+    were (as nbgrader makes them), no outputs.
+
+    From the first exercise on its code cells carry the tag at which Jupyter goes on
+    after an error, so that Run All reaches all that does not need what is not written.
+    """
+    started = False
+    for cell in book["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        cell["source"] = stub_of(source_of(cell))
+        cell["outputs"], cell["execution_count"] = [], None
+        started = started or "exercise" in tags_of(cell)
+        if started:
+            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), GO_ON]
     return book
 
 

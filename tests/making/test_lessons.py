@@ -143,10 +143,10 @@ def test_run_all_reaches_what_does_not_need_an_unsolved_exercise(tiny):
     assert kinds[0] == []
     assert kinds[-3:] == [["error"], ["error"], ["stream"]]
     for cell in build.read_source(source).cells:
-        assert build.GO_ON not in notebook.tags(cell), "the reference must stop"
+        assert books.GO_ON not in notebook.tags(cell), "the reference must stop"
     first = made.cells[1]
     made.cells[:0] = [nbformat.v4.new_code_cell("import no_such_thing")]
-    assert build.GO_ON in notebook.tags(first)
+    assert books.GO_ON in notebook.tags(first)
     with pytest.raises(client.exceptions.CellExecutionError, match="no_such_thing"):
         client.NotebookClient(made, kernel_name="python3").execute()
 
