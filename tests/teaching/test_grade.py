@@ -237,7 +237,7 @@ def graded(tmp_path_factory):
     answer["source"] = STUB
     (folder / "04_top_k_below.ipynb").write_text(json.dumps(below), "utf-8-sig")
     with zipfile.ZipFile(folder / "zoe.zip", "w") as archive:
-        archive.writestr("work/04_top_k.ipynb.txt", json.dumps(lesson_with(RIGHT)))
+        archive.writestr("homework/04_top_k.ipynb.txt", json.dumps(lesson_with(RIGHT)))
     (folder / "04_top_k_cut_off.ipynb").write_text(nbformat.writes(solved)[:9999])
     (folder / "04_top_k_empty.ipynb").write_bytes(b"")
     (folder / "04_top_k_bytes.ipynb").write_bytes(b"\xff\xfe\x00")
@@ -290,7 +290,7 @@ def test_a_notebook_is_found_by_its_name_or_by_its_exercises(graded):
 
 
 def test_a_notebook_in_an_archive_under_another_name_is_graded(graded):
-    assert points(graded[1], "zoe.zip/work/04_top_k.ipynb.txt") == [2, 1, 0, 0, 0]
+    assert points(graded[1], "zoe.zip/homework/04_top_k.ipynb.txt") == [2, 1, 0, 0, 0]
 
 
 def test_a_missing_answer_costs_only_itself_and_one_in_another_cell_counts(graded):
