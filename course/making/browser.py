@@ -200,8 +200,19 @@ class Notebook:
         self._do("await app.commands.execute('editmenu:clear-all')")
 
     def run_all(self, seconds: float = 300):
-        """Run > Run All Cells, and wait for the end (the first error ends it)."""
-        self._do("await app.commands.execute('notebook:run-all-cells')", None, seconds)
+        """Run > Run All Cells, and wait for the end.
+
+        JupyterLab asks the kernel for all cells at once, and its command returns at the
+        first error, while cells behind it may still run. What is asked for last is
+        answered last.
+        """
+        self._do(
+            "await app.commands.execute('notebook:run-all-cells');"
+            "const last = { code: '', silent: true, stop_on_error: false };"
+            "await panel.sessionContext.session.kernel.requestExecute(last).done;",
+            None,
+            seconds,
+        )
 
     def run_cell(self, index: int, seconds: float = 120):
         """Select a cell, run it, and wait for its end."""
