@@ -115,11 +115,15 @@ def test_ties_above_the_kth_count_one_by_one(top_k_filter):
 
 
 def test_near_ties_are_no_ties(top_k_filter):
-    logits = torch.tensor([[1.0, 1.000001, 0.0], [1e-9, 0.0, -1.0]])
-    got = top_k_filter(logits.clone(), 1)
-    call = "top_k_filter([[1, 1.000001, 0], [1e-9, 0, -1]], 1)"
-    wanted = [[-INF, logits[0, 1].item(), -INF], [1e-9, -INF, -INF]]
-    expect.same(got, wanted, call, "Only equal logits tie.")
+    # A row each: a threshold that rows share is another mistake than a tolerance.
+    for row, best in (([1.0, 1.000001, 0.0], 1), ([1e-9, 0.0, -1.0], 0)):
+        logits = torch.tensor([row])
+        wanted = torch.full((1, 3), -INF)
+        wanted[0, best] = logits[0, best]
+        call = f"top_k_filter([{row}], 1)"
+        expect.same(
+            top_k_filter(logits.clone(), 1), wanted, call, "Only equal logits tie."
+        )
 
 
 def test_leaves_its_input_alone(top_k_filter):
