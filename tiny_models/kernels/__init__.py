@@ -1,0 +1,38 @@
+"""The kernels of lesson 14 in their fastest form, for the lessons that build on them.
+
+    decoder = Decoder(read_gguf(gguf_path()))       # the file's 4-bit blocks
+    decoder = Decoder(read_model(model))            # float32
+    new_ids = decoder.generate(ids, max_new_tokens=128, eos_ids=[2])
+
+Both give the tokens of `model.generate` in float32. Python for numba, without a
+compiler on the machine.
+
+    vectors     registers of N numbers as a numba type
+    threads     threads that wait for each other inside compiled code
+    matrices    a matrix times vectors, from 4-bit, 8-bit and float32 weights
+    decoder     the rest of a Llama, its cache, `Decoder`
+    reading     weights from a GGUF file or from a model
+    compiling   options, and where machine code is kept
+"""
+
+from tiny_models.kernels.decoder import Decoder
+from tiny_models.kernels.reading import (
+    Cache,
+    NotSupported,
+    Weights,
+    as_they_are,
+    new_cache,
+    read_gguf,
+    read_model,
+)
+
+__all__ = [
+    "Cache",
+    "Decoder",
+    "NotSupported",
+    "Weights",
+    "as_they_are",
+    "new_cache",
+    "read_gguf",
+    "read_model",
+]
