@@ -10,18 +10,21 @@ compiler on the machine.
     vectors     registers of N numbers as a numba type
     threads     threads that wait for each other inside compiled code
     matrices    a matrix times vectors, from 4-bit, 8-bit and float32 weights
-    decoder     the rest of a Llama, its cache, `Decoder`
+    layers      norms, SiLU, rotary positions
+    attention   of the heads that share keys
+    step        the forward pass, made of these
+    decoder     `Decoder`: checks, threads, greedy decoding
     reading     weights from a GGUF file or from a model
+    caches      keys and values
     compiling   options, and where machine code is kept
 """
 
+from tiny_models.kernels.caches import Cache, new_cache
 from tiny_models.kernels.decoder import Decoder
 from tiny_models.kernels.reading import (
-    Cache,
     NotSupported,
     Weights,
     as_they_are,
-    new_cache,
     read_gguf,
     read_model,
 )

@@ -7,6 +7,8 @@ function, but not of the files that this one imports.
 
 import hashlib
 import os
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from numba import config, njit
@@ -48,3 +50,23 @@ def _folder() -> Path | None:
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+_compiled = set()
+
+
+@contextmanager
+def announced(what: str):
+    """Says that `what` is being compiled, where its first call takes over a second."""
+    if what in _compiled:
+        yield
+        return
+    said = f"Compiling the kernels for {what} (the first time, seconds)."
+    timer = threading.Timer(1.0, print, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _compiled.add(what)

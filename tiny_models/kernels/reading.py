@@ -188,23 +188,6 @@ def read_gguf(path: str | Path, pack=pack) -> Weights:
     )
 
 
-class Cache(NamedTuple):
-    """The cache of one sequence, for a step by hand. keys, values: (layers, kv_heads,
-    positions, head_size) float32; length: (1,) int64, how many positions are taken."""
-
-    keys: np.ndarray
-    values: np.ndarray
-    length: np.ndarray
-
-
-def new_cache(weights: Weights, positions: int) -> Cache:
-    """An empty cache."""
-    s = weights.shape
-    room = (s.layers, s.kv_heads, positions, s.head_size)
-    zeros = np.zeros(room, np.float32), np.zeros(room, np.float32)
-    return Cache(*zeros, np.zeros(1, np.int64))
-
-
 def rotary_frequencies(head_size: int, theta: float) -> np.ndarray:
     """1 / theta^(2 i / head_size), as transformers computes it: by torch, float32."""
     steps = torch.arange(0, head_size, 2, dtype=torch.int64).float()
