@@ -15,7 +15,14 @@ from test_tiny_models import write_gguf
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tiny_models import gguf_path, load, random_gpt2, random_llama, weights
-from tiny_models.kernels import Decoder, NotSupported, read_gguf, read_model
+from tiny_models.kernels import (
+    Decoder,
+    NotSupported,
+    generate_with_lookup,
+    lookup,
+    read_gguf,
+    read_model,
+)
 from tiny_models.kernels import decoder as decoding
 from tiny_models.kernels.matrices import matmul, pack, padded
 
@@ -240,6 +247,88 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing(model, call, said):
 def test_a_decoder_has_at_least_one_of_each(model, name):
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
         Decoder(read_model(model), **{name: 0})
+
+
+# --- prompt lookup --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [IDS, IDS[:1], IDS * 3, [7] * 20, [5, 17, 40] * 4])
+def test_lookup_gives_the_tokens_of_generate_in_no_more_calls(model, ids):
+    decoder = Decoder(read_model(model))
+    for new in (0, 1, 2, 3, 9, 60):
+        got, calls = generate_with_lookup(decoder, ids, new)
+        assert got == greedy(model, ids, new) if new else got == []
+        assert calls <= max(0, new - 1)
+    end = got[30]
+    stopped, _ = generate_with_lookup(decoder, ids, 60, [end])
+    assert stopped == got[: got.index(end) + 1]
+
+
+def test_a_text_that_repeats_itself_takes_fewer_calls():
+    # Without its layers a model knows the last token alone: it ends in a circle
+    circling = random_llama(eos_token_id=None)
+    for layer in circling.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    new, calls = generate_with_lookup(Decoder(read_model(circling)), IDS, 400)
+    assert new == greedy(circling, IDS, 400)
+    assert calls < 97 + 300 / 8 + 30
+
+
+def test_a_guess_is_what_followed_the_longest_run_that_was_seen():
+    text = lookup.Lookup([1, 2, 3, 9, 8, 7, 2, 3, 5, 6, 1, 2, 3])
+    assert text.guess() == [9, 8, 7][: len(text.guess())]
+    assert len(text.guess()) >= 1
+    assert text.guess(0) == []
+    assert lookup.Lookup([1, 2, 3, 4]).guess() == []
+    assert lookup.Lookup().guess() == []
+    latest = lookup.Lookup([1, 2, 7, 1, 2, 8, 1, 2])
+    assert latest.guess()[:1] == [8]
+
+
+def test_the_number_of_guesses_follows_how_often_they_were_right():
+    def told(right):
+        text = lookup.Lookup([1, 2, 3, 4, 5, 6, 7, 8, 9] * 2)
+        lengths = []
+        for n in range(20):
+            lengths.append(len(text.guess()))
+            text.extend([1, 2, 3, 4, 5, 6, 7, 8, 9] if right else [100 + n])
+            text.extend([] if right else [1, 2, 3, 4, 5, 6, 7, 8, 9])
+        return lengths
+
+    assert told(right=True)[0] > 0
+    assert told(right=True)[-1] == 7
+    assert told(right=False)[-1] == 0
+
+
+def test_guesses_come_back_when_a_text_begins_to_repeat_itself():
+    again = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    text = lookup.Lookup(again)
+    for n in range(20):
+        text.extend(again)
+        text.guess()
+        text.extend([100 + n])
+    text.extend(again)
+    assert text.guess() == []
+    for token in again * 6:  # it is looked at although nothing is guessed
+        text.extend([token])
+        text.guess()
+    assert len(text.guess()) == 7
+
+
+def test_the_best_number_of_guesses_is_that_with_the_most_tokens_for_the_time():
+    # A call of 2, 4, 8 costs 1.2, 1.8, 2.9 of one. Always right: 8 / 2.9 is best
+    assert lookup.best_length(1.0, 7) == 7
+    assert lookup.best_length(1.0, 3) == 3  # 4 / 1.8
+    assert lookup.best_length(0.0, 7) == 0
+    assert lookup.best_length(0.1, 7) == 0  # 1.1 / 1.2
+    assert lookup.best_length(0.5, 1) == 1  # 1.5 / 1.2
+    assert lookup.best_length(0.9, 0) == 0
+
+
+def test_lookup_needs_a_decoder_with_room_for_its_calls(model):
+    with pytest.raises(ValueError, match="room for 8 tokens"):
+        generate_with_lookup(Decoder(read_model(model), tokens=7), IDS, 5)
 
 
 # --- threads --------------------------------------------------------------------------

@@ -16,11 +16,13 @@ compiler on the machine.
     decoder     `Decoder`: checks, threads, greedy decoding
     reading     weights from a GGUF file or from a model
     caches      keys and values
+    lookup      prompt lookup on top
     compiling   options, and where machine code is kept
 """
 
 from tiny_models.kernels.caches import Cache, new_cache
 from tiny_models.kernels.decoder import Decoder
+from tiny_models.kernels.lookup import generate_with_lookup
 from tiny_models.kernels.reading import (
     NotSupported,
     Weights,
@@ -35,6 +37,7 @@ __all__ = [
     "NotSupported",
     "Weights",
     "as_they_are",
+    "generate_with_lookup",
     "new_cache",
     "read_gguf",
     "read_model",
