@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 from transformers import PreTrainedConfig
 
 from tiny_models.kernels import Cache, Weights, new_cache
@@ -63,8 +64,6 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numba
-from numba import types
-from numba.extending import overload
 
 from course import check
 from course.kit import figures
@@ -150,11 +149,12 @@ for name, bits in (("float32", 32), ("bfloat16", 16), ("int8", 8), ("4-bit block
 # function into machine code when it is called for the first time. `prange` shares a loop
 # among the processor's cores.
 
-# %%
+# %% tags=["kernels"]
 compiled = njit(fastmath=True, error_model="numpy", nogil=True)
 parallel = njit(parallel=True, fastmath=True, error_model="numpy", nogil=True)
 
 
+# %%
 @parallel
 def read_all(a):
     """a (pieces, n): the sum of each piece, the pieces shared among the cores."""
@@ -282,12 +282,14 @@ check(parallel_matvec)
 # only then can it use the processor's vector instructions for a sum. **Predict** the GB/s
 # of each on the largest matrix of the model, the head (49,152 × 576).
 
-# %%
-weights = read_model(model, pack=as_they_are)
-matrix, x = weights.head[0], np.ones(weights.shape.hidden, np.float32)
+# %% tags=["kernels"]
 plain_matvec = njit(matvec)
 vector_matvec = compiled(matvec)
 shared_matvec = parallel(parallel_matvec)
+
+# %%
+weights = read_model(model, pack=as_they_are)
+matrix, x = weights.head[0], np.ones(weights.shape.hidden, np.float32)
 rate = {}
 rate["Python"] = matrix[:8].nbytes / fastest(lambda: matvec(matrix[:8], x), 1)
 for name, function in (
@@ -545,10 +547,11 @@ check(decode_fast)
 # First with numpy's products, as it stands. `attend` and the two others are compiled: from
 # here on their names stand for the compiled functions. The step itself is your Python.
 
-# %%
+# %% tags=["kernels"]
 rms_norm, rotate, attend, swiglu = map(compiled, (rms_norm, rotate, attend, swiglu))
 
 
+# %%
 def measure(name, weights, new=NEW):
     """Decode, compare with generate, and keep the seconds a token."""
     out = decode_fast(weights, ids, new, [])
@@ -578,7 +581,7 @@ with warnings.catch_warnings():
 # knows: arrays, slices, loops. Where it refuses yours, its message names the line.)
 
 
-# %%
+# %% tags=["kernels"]
 @overload(product)
 def product_of(matrix, layer, x):
     if isinstance(matrix, types.Array):  # float32
@@ -589,6 +592,8 @@ def product_of(matrix, layer, x):
 
 
 step_by_hand = compiled(step_by_hand)
+
+# %%
 start = time.perf_counter()
 step_by_hand(weights, 0, new_cache(weights, 1))
 print(f"compiled in {time.perf_counter() - start:.1f} s")
@@ -797,7 +802,7 @@ print(f"{weights.gate_up[0].nbytes / took / 1e9:5.2f} GB/s in float32")
 # side: then one instruction works on many rows, and sums never run across a vector. Layout
 # alone makes the kernel an order of magnitude faster.
 
-# %%
+# %% tags=["kernels"]
 R = 48  # rows of a tile: a multiple of 16, the numbers in the largest vectors
 
 
@@ -822,7 +827,7 @@ class Q4(NamedTuple):
     m: np.ndarray
 
 
-# %%
+# %% tags=["kernels"]
 @compiled
 def q4_tile(q, d, m, x, sums, y):
     """R rows times x (blocks, 32): the innermost loop runs over rows."""
@@ -856,7 +861,7 @@ def q4_tiles(q, d, m, layer, x):
 # signed bytes; a weight is d · number). The same idea:
 
 
-# %%
+# %% tags=["kernels"]
 class Q8(NamedTuple):
     q: np.ndarray  # (layers, tiles, blocks, 32, R) int8
     d: np.ndarray  # (layers, tiles, blocks, R) float32
@@ -868,7 +873,7 @@ def tiles_of_q8(blocks):
     return Q8(tiles(split[..., 2:].view(np.int8)), tiles(d))
 
 
-# %%
+# %% tags=["kernels"]
 @compiled
 def q8_tile(q, d, x, y):
     y[:] = np.float32(0)
@@ -890,11 +895,15 @@ def q8_tiles(q, d, layer, x):
     return out
 
 
+# %% tags=["kernels"]
+def packed(raw):
+    """The weights of a Q4_1 file, as they are there, in tiles."""
+    layers = {n: tiles_of_q4(getattr(raw, n)) for n in ("qkv", "o", "gate_up", "down")}
+    return raw._replace(**layers, head=tiles_of_q8(raw.head))
+
+
 # %%
-bits = weights._replace(
-    **{n: tiles_of_q4(getattr(raw, n)) for n in ("qkv", "o", "gate_up", "down")},
-    head=tiles_of_q8(raw.head),
-)
+bits = packed(raw)
 del raw
 start = time.perf_counter()
 step_by_hand(bits, 0, new_cache(bits, 1))
