@@ -58,7 +58,6 @@ def half(low, high):
 
 # %%
 import copy
-import os
 import time
 import warnings
 
@@ -68,12 +67,17 @@ import numba
 from course import check
 from course.kit import figures
 from tiny_models import gguf_path, load
-from tiny_models.kernels import Decoder, as_they_are, read_gguf, read_model
+from tiny_models.kernels import (
+    Decoder,
+    as_they_are,
+    generate_with_lookup,
+    read_gguf,
+    read_model,
+)
 
 model, tokenizer = load()
 model = model.cpu()
-cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-cores = min(cores, 4)
+cores = min(torch.get_num_threads(), 4)
 numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))
 
 
@@ -167,13 +171,23 @@ def read_all(a):
     return out
 
 
+torch.set_num_threads(1)
 large = np.ones((64, 1 << 20), np.float32)  # 268 MB
 read_all(large)  # compiles
-torch.set_num_threads(1)  # torch's idle threads would keep the cores busy
 limit = large.nbytes / fastest(lambda: read_all(large), 8)
-print(f"{numba.get_num_threads()} threads read {limit / 1e9:.1f} GB/s")
+large = None
+print(f"{numba.get_num_threads()} threads ({numba.threading_layer()})", end=" ")
+print(f"read {limit / 1e9:.1f} GB/s")
 
 # %% [markdown]
+# Two libraries with threads of their own share your cores now, and they must not fight.
+# The threads of a pool stay awake for a moment after each piece of work, in case more
+# comes: torch's, too, and then numba's wait for a core. So torch has all cores while
+# `generate` is timed, and one thread while numba works. The word in brackets is numba's
+# *threading layer*, which starts its threads: `omp` (OpenMP) and `tbb` begin a `prange`
+# in microseconds; `workqueue`, where numba finds neither, takes several times as long,
+# and a step has more than a hundred of them.
+#
 # Divide, and you have the shortest possible step, whatever the code does. Where is
 # `generate`?
 
@@ -566,7 +580,7 @@ def measure(name, weights, new=NEW):
         for token in out[0].tolist()[-4:]:
             step_by_hand(weights, token, cache)
 
-    seconds[name] = fastest(four_steps) / 4
+    seconds[name] = fastest(four_steps, 3) / 4
     ratio = seconds["generate"] / seconds[name]
     print(f"{name:34} {seconds[name] * 1000:6.2f} ms {ratio:5.1f} x   same: {same}")
 
@@ -904,7 +918,7 @@ def packed(raw):
 
 # %%
 bits = packed(raw)
-del raw
+raw = weights = None  # room for others
 start = time.perf_counter()
 step_by_hand(bits, 0, new_cache(bits, 1))
 print(f"compiled in {time.perf_counter() - start:.1f} s")
@@ -913,21 +927,25 @@ measure("by hand, compiled, 4 bits", bits)
 # %% [markdown]
 # The same Python step, the same tokens, from a sixth of the bytes. `tiny_models.kernels`
 # holds the same idea carried to its end: explicit vectors, a request for the next tile's
-# bytes before they are needed, and threads that stay awake for the whole step. Its `Decoder`
-# is what lessons 13 and 17 build on.
+# bytes before they are needed, and threads that stay awake for the whole step (so it needs
+# no threading layer). Its `Decoder` is what lessons 13 and 17 build on. `python start.py
+# bench` compares all of them with more care than this notebook can: in turns, many rounds.
 
 # %%
-decoder = Decoder(read_gguf(gguf_path()), threads=cores, slots=2)
 text = reference[0].tolist()
-new = decoder.generate(text[: ids.shape[1]], NEW)
 
 
-def module_step():
-    decoder(text[-2:-1], [len(text) - 2])
+def measure_module(name, decoder):
+    new = decoder.generate(text[: ids.shape[1]], NEW)
+    seconds[name] = fastest(lambda: decoder(text[-2:-1], [len(text) - 2]), 30)
+    print(f"{name:34} same: {new == text[ids.shape[1] :]}")
 
 
-seconds["tiny_models.kernels, 4 bits"] = fastest(module_step, 30)
-print("same:", new == text[ids.shape[1] :])
+measure_module("our module, float32", Decoder(read_model(model), threads=cores))
+decoder = Decoder(read_gguf(gguf_path()), threads=cores, slots=2)
+measure_module("our module, 4 bits", decoder)
+
+# %%
 four_bits = bytes_per_token(model.config, 5)
 four_bits += model.config.vocab_size * model.config.hidden_size * (8.5 - 5) / 8
 for name, took in seconds.items():
@@ -939,16 +957,17 @@ for name, took in seconds.items():
 # The picture of this lesson, from your own run:
 
 # %%
-fig, ax = plt.subplots(figsize=(7.5, 2.6))
+fig, ax = plt.subplots(figsize=(7.5, 3))
+quickest_last = sorted(seconds, key=seconds.get, reverse=True)
+colour = {"generate": figures.GREY, "our m": figures.GREEN, "by ha": figures.BLUE}
 figures.token_bars(
     ax,
-    list(seconds),
-    [seconds["generate"] / took for took in seconds.values()],
-    colours=[figures.GREY] + [figures.BLUE] * (len(seconds) - 1),
+    quickest_last,
+    [seconds["generate"] / seconds[name] for name in quickest_last],
+    colours=[colour.get(name[:5], figures.GREY) for name in quickest_last],
     fmt="{:.1f} x",
 )
-ax.set_title("Speed, as a multiple of generate: all with the same tokens")
-ax.set_xlabel("times as many tokens a second")
+ax.set_title("The same tokens, times as many a second as generate")
 plt.show()
 
 # %% [markdown]
@@ -959,26 +978,37 @@ plt.show()
 # tokens.
 
 # %%
-widths, costs = (1, 2, 4, 8), []
-start = len(text) - 9
-for width in widths:
+cost, start = {}, len(text) - 9
+for width in (1, 2, 4, 8):
     part, places = text[start : start + width], range(start, start + width)
     decoder(part, places)  # compiles
-    costs.append(fastest(lambda part=part, places=places: decoder(part, places), 20))
-    print(
-        f"{width} tokens {costs[-1] * 1000:5.2f} ms, "
-        f"{costs[-1] / costs[0]:.2f} of one, {width / costs[-1]:5.0f} tokens a second"
-    )
+    cost[width] = fastest(lambda part=part, places=places: decoder(part, places), 20)
+print("tokens in a call   ms   of one   tokens a second")
+for width, took in cost.items():
+    print(f"{width:16} {took * 1000:5.2f} {took / cost[1]:7.2f} {width / took:15.0f}")
 
 # %% [markdown]
-# The second token is nearly free. Two things live on that: a *batch* (the tokens belong to
+# The second token costs little. Two things live on that: a *batch* (the tokens belong to
 # different texts, lesson 17), and *speculation* (they are guesses of one text's
-# continuation, all checked in one call, lesson 13).
-#
+# continuation, all checked in one call, lesson 13). With float32 weights eight tokens cost
+# hardly more than one; with 4-bit blocks the arithmetic soon becomes the limit, and guesses
+# must be right more often to pay. The module's own speculation looks the guesses up in the
+# text itself. **Predict** the number of calls for 48 tokens of a text that repeats itself:
+
+# %%
+given = tokenizer(f"{TEXT}\n\n{TEXT}\n\n{TEXT[:60]}")["input_ids"]
+new, calls = generate_with_lookup(decoder, given, 48)
+print(f"{len(new)} tokens in {calls} calls after the prompt")
+print("same:", new == decoder.generate(given, 48))
+cost = {"one by one": fastest(lambda: decoder.generate(given, 48), 3)}
+cost["by lookup"] = fastest(lambda: generate_with_lookup(decoder, given, 48), 3)
+print(f"{cost['one by one'] / cost['by lookup']:.1f} times as fast, prompt included")
+
+# %% [markdown]
 # ## 6. The same tokens?
 #
 # "At temperature 0 the model is deterministic." Test it: is a row's result the same alone
-# and in a batch?
+# and in a batch, to the last bit?
 
 # %%
 half_model = copy.deepcopy(model).to(torch.bfloat16)
@@ -988,6 +1018,8 @@ with torch.no_grad():
         alone, together = one(batch[:1]).logits[0, -1], one(batch).logits[0, -1]
         difference = (alone - together).abs().max().item()
         print(f"{str(one.dtype):15} alone and in a batch differ by {difference:.2g}")
+
+# %%
 prompt_ids = text[: ids.shape[1]]
 decoder.prefill(prompt_ids)
 alone = decoder.logits[-1].copy()
@@ -995,13 +1027,16 @@ decoder.prefill(prompt_ids[:-1])
 decoder.prefill(prompt_ids[::-1], slot=1)
 n = len(prompt_ids)
 decoder([prompt_ids[-1], 50], [n - 1, n], [0, 1])
-print("our kernels    ", "differ by", np.abs(alone - decoder.logits[0]).max())
+difference = np.abs(alone - decoder.logits[0]).max()
+print(f"our module      alone and in a batch differ by {difference}")
 
 # %% [markdown]
 # Where the first two are not 0, the library has chosen another kernel for another number of
 # rows, and it adds in another order. (Which numbers of rows share a kernel depends on the
 # machine.) In bfloat16, with its 8 significant bits, that is enough to change tokens: then
-# the answer at temperature 0 depends on who else is being served (He, 2025). Ours add in
+# the answer at temperature 0 depends on who else is being served at that moment, and each
+# run of the server may give another one (He, 2025). So "deterministic" holds for the same
+# program, on the same machine, with the same calls, and for no more than that. Ours adds in
 # one order whatever the batch: the bits are the same.
 #
 # How often does rounding change a text? Greedy tokens, compared with float32 `generate`:
@@ -1038,12 +1073,14 @@ def continued(one, prompt, new=6):
 
 torch.set_num_threads(cores)
 oracle = [continued(model, prompt) for prompt in prompts]
-for name, one in (("bfloat16", half_model), ("int8 layers", rounded)):
+variants = {"bfloat16": half_model, "int8 layers": rounded}
+variants["float16"] = copy.deepcopy(model).half()
+for name, one in variants.items():
     same = sum(continued(one, p) == o for p, o in zip(prompts, oracle, strict=True))
     print(f"{name:12} {same:2} of {len(prompts)} continuations of 6 tokens are equal")
 torch.set_num_threads(1)
 same = sum(decoder.generate(o[:-6], 6) == o[-6:] for o in oracle)
-print(f"4 bits       {same:2} of {len(prompts)}, by our kernels")
+print(f"4-bit blocks {same:2} of {len(prompts)}, by our module")
 
 # %% [markdown]
 # ## Questions
@@ -1086,5 +1123,6 @@ print(f"4 bits       {same:2} of {len(prompts)}, by our kernels")
 #   [arXiv:2211.05102](https://arxiv.org/abs/2211.05102). What a decode step reads.
 # - Dettmers et al.: *LLM.int8()*, 2022,
 #   [arXiv:2208.07339](https://arxiv.org/abs/2208.07339). Eight bits, a scale a row.
-# - He et al., Thinking Machines: *Defeating Nondeterminism in LLM Inference*, 2025. Why the
-#   batch changes the answer.
+# - He and Thinking Machines Lab: *Defeating Nondeterminism in LLM Inference*, 2025,
+#   [thinkingmachines.ai](https://thinkingmachines.ai/blog/defeating-nondeterminism-in-llm-inference/).
+#   Why the batch changes the answer.
