@@ -1,16 +1,14 @@
-"""Models that check logic in milliseconds: tiny random ones, and one with a script."""
+"""Models that check logic in milliseconds: tiny random ones, and one with a script.
+
+Each takes what it needs of transformers' models when it is made: that import costs two
+seconds, which most checks can do without.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from transformers import (
-    GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 PAD, BOS, EOS = 0, 1, 2
@@ -23,6 +21,8 @@ def random_llama(vocab_size: int = 97, seed: int = 0, eos_token_id=EOS, **config
     to LlamaConfig. The same seed gives the same weights; the global generator is not
     touched.
     """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     settings = {
         "vocab_size": vocab_size,
         "hidden_size": 32,
@@ -41,6 +41,8 @@ def random_gpt2(vocab_size: int = 97, seed: int = 0, eos_token_id=EOS, **config)
     Its positions are absolute, so it shows mistakes in position ids that a Llama hides.
     Arguments as for `random_llama`.
     """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     settings = {
         "vocab_size": vocab_size,
         "n_embd": 32,
@@ -91,6 +93,8 @@ class ScriptedModel:
         vocab_size: int | None = None,
         eos_token_id=EOS,
     ):
+        from transformers import LlamaConfig
+
         self.script = script
         self.calls: list[Call] = []
         self.training = False

@@ -67,7 +67,7 @@ def run(
     arguments = [
         *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-o", "addopts="),
         *("--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"),
-        *("-p", "no:nbval", "-p", "course.checks.plugin", "--capture=no"),
+        *("-p", "no:nbval", "--capture=no"),
         # It collects garbage twice at the end, most of the time of a quick check.
         *("-p", "no:unraisableexception", "-p", "no:faulthandler"),
         *(["--exitfirst"] if stop else []),
@@ -79,7 +79,8 @@ def run(
         contextlib.redirect_stderr(err),
         standard_state(),
     ):
-        code = pytest.main(arguments, plugins=[live])
+        # By its name pytest would look for it among all packages that are installed.
+        code = pytest.main(arguments, plugins=[plugin, live])
     if code == pytest.ExitCode.INTERRUPTED and not live.errors:
         raise KeyboardInterrupt
     if not live.results:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import nbformat
-
 from course.checks import cells
+from course.kit.quickly import nbformat
 from course.paths import SOLUTIONS, exercise_names, lesson_names, shown
 
 

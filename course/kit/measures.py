@@ -1,4 +1,4 @@
-"""Texts that people wrote, and clusters: what lesson 08 measures with."""
+"""Texts that people wrote, surprisal, and clusters: what lesson 08 measures with."""
 
 from pathlib import Path
 
@@ -14,6 +14,34 @@ def human_texts() -> list[str]:
     """
     authors = TEXTS.read_text(encoding="utf-8").strip().split("\n\n")
     return [" ".join(text.splitlines()[1:]) for text in authors]
+
+
+class Surprisal:
+    """Notes -ln p of each token that is chosen while a text is written.
+
+    Call it at each step with the text so far, ids (batch, seq), and the logits
+    (batch, vocab) of what comes next, as `generate` calls a logits processor.
+    """
+
+    def __init__(self):
+        self._logprobs, self._noted = None, []
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor):
+        self._note(ids)
+        self._logprobs = logits.float().log_softmax(-1)
+
+    def _note(self, ids):
+        if self._logprobs is not None:
+            self._noted.append(-self._logprobs.gather(-1, ids[:, -1:]))
+
+    def of(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, new) float32, with the last token of the finished text `ids`.
+
+        Of what beam search writes it tells nothing: there rows change places.
+        """
+        self._note(ids)
+        self._logprobs = None
+        return torch.cat(self._noted, -1)
 
 
 def clusters(features: torch.Tensor, k: int) -> torch.Tensor:

@@ -24,9 +24,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import nbformat
-
 from course.checks.notebook import defined_names, tags
+from course.kit.quickly import nbformat
 from course.paths import LESSONS, SOLUTIONS, lesson_names, shown, tests_of
 from course.saved import books
 from course.saved.books import STAMP, with_stubs

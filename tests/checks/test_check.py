@@ -40,6 +40,8 @@ for n, answer in enumerate([right, *answers]):
     print("THEN")
     assert torch.equal(torch.get_rng_state(), before), "the learner's seed was changed"
     told(right, "right")
+    if n == 0:  # what takes seconds to import, and no check of an answer needs
+        assert not {"torch._dynamo", "rfc3987_syntax"} & set(sys.modules)
     print("-----")
 """
 
@@ -170,7 +172,7 @@ def test_what_code_sets_for_the_whole_program_is_put_back(spoil):
         ]
 
     before = state()
-    with limits.contained(5):
+    with limits.contained(60):  # torch imports its compiler for one of them
         spoil()
     assert state() == before
     assert pristine.mend() == []

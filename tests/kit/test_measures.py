@@ -1,8 +1,11 @@
 """The texts that lesson 08 measures with are there, long enough and different, whatever
-Python and whatever libraries: they are a file of the course."""
+Python and whatever libraries: they are a file of the course. And what measures them."""
 
 import ast
+import math
 from pathlib import Path
+
+import torch
 
 from course.kit import measures
 from course.paths import SOLUTIONS
@@ -36,3 +39,14 @@ def test_no_text_comes_from_the_interpreter_or_a_library():
     names = {getattr(n, "module", None) or n.names[0].name for n in found}
     assert names == {"pathlib", "torch"}
     assert measures.TEXTS.parent == Path(measures.__file__).parent
+
+
+def test_surprisal_is_minus_ln_p_of_each_token_that_was_chosen():
+    watch = measures.Surprisal()
+    ids = torch.tensor([[9], [9]])  # a prompt, of which nothing is noted
+    steps = [([[0.5, 0.5], [0.25, 0.75]], [0, 1]), ([[0.125, 0.875], [0, 1]], [0, 1])]
+    for probabilities, chosen in steps:
+        watch(ids, torch.tensor(probabilities).log())
+        ids = torch.cat([ids, torch.tensor(chosen)[:, None]], -1)
+    expected = [[math.log(2), math.log(8)], [math.log(4 / 3), 0]]
+    torch.testing.assert_close(watch.of(ids), torch.tensor(expected))
