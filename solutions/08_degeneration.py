@@ -14,7 +14,7 @@
 #
 # You write: `perplexity`, `rep_n`, `repetition_penalty`, `frequency_presence`,
 # `no_repeat_ngram`, `dry`, `distinct_n`, `self_bleu` and `mauve_small`. About 180 minutes.
-# Builds on lessons 04, 06 and 07: filters and the cache come along in the first cell.
+# Builds on lessons 04 to 07: filters, EOS and positions come along in the first cell.
 
 # %% tags=["setup"]
 import math
@@ -23,18 +23,15 @@ from collections import Counter
 import torch
 
 from course import carry
-from course.kit.measures import clusters, human_texts
+from course.kit.measures import Surprisal, clusters, human_texts
 
 top_k_filter = carry("top_k_filter")
 top_p_filter = carry("top_p_filter")
 min_p_filter = carry("min_p_filter")
-typical_filter = carry("typical_filter")
-eta_filter = carry("eta_filter")
-top_n_sigma_filter = carry("top_n_sigma_filter")
 xtc_filter = carry("xtc_filter")
 Mirostat = carry("Mirostat")
+eos_token_ids = carry("eos_token_ids")
 position_ids = carry("position_ids")
-decode_cached = carry("decode_cached")
 
 # %%
 import matplotlib.pyplot as plt
@@ -66,25 +63,29 @@ print(human.shape, repr(tokenizer.decode(prompts[1])))
 
 
 # %%
-def written(rules, **options):
-    """{name: the prompts, continued under its rule}, all in one batch.
+def written(rules, ids=prompts, new=NEW, watch=None, **options):
+    """{name: the texts `ids`, continued under its rule}, all in one batch.
 
-    A rule is a function of (ids, logits) that gives other logits.
+    A rule is a function of (ids, logits) that gives other logits. `watch` is called
+    with both at each step, before the rules.
     """
 
     def each(ids, logits):
+        if watch:
+            watch(ids, logits)
+        logits = logits.clone()
+        logits[:, eos_token_ids(model)] = float("-inf")  # all are `new` tokens long
         ids, logits = ids.chunk(len(rules)), logits.chunk(len(rules))
         rows = zip(rules.values(), ids, logits, strict=True)
         return torch.cat([rule(i, x) for rule, i, x in rows])
 
     torch.manual_seed(0)
-    batch = prompts.repeat(len(rules), 1)
+    batch = ids.repeat(len(rules), 1)
     out = model.generate(
         batch,
         attention_mask=torch.ones_like(batch),
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,  # no early end: all texts have the same length
-        pad_token_id=0,  # and so nothing is padded
+        max_new_tokens=new,
+        pad_token_id=0,  # nothing is padded
         logits_processor=LogitsProcessorList([each]),
         **options,
     )
@@ -223,12 +224,14 @@ def interval(values, draws=2000):
 measured = {}
 
 
-def measure(name):
+def measure(name, surprisal=None):
     """Of the new tokens, mean and interval: perplexity (geometric), and rep-4."""
     ids = texts[name]
-    surprisal = perplexity(model, ids, torch.ones_like(ids), PROMPT).log().cpu()
+    if surprisal is None:
+        surprisal = perplexity(model, ids, torch.ones_like(ids), PROMPT).log()
     repeated = torch.tensor([rep_n(row[PROMPT:], 4) for row in ids.tolist()])
-    measured[name] = interval(surprisal).exp().tolist(), interval(repeated).tolist()
+    found = interval(surprisal.cpu()).exp().tolist(), interval(repeated).tolist()
+    measured[name] = found
 
 
 def report(name):
@@ -531,10 +534,22 @@ check(dry)
 # *sequence breakers* (question 3).
 #
 # `generate` knows the first and the third of the four. It takes the other two as functions
-# of `(ids, logits)`, and yours are that already:
+# of `(ids, logits)`, and yours are that already. The logits that a text is written from say
+# how likely each of its tokens is, so its perplexity can be had on the way, without another
+# look of the model: `Surprisal` notes -ln p at each step. It is the same number:
 
 
 # %%
+def write_and_measure(rules, **options):
+    """As `written`, into `texts`; the perplexities are noted on the way."""
+    watch = Surprisal()
+    made = written(rules, watch=watch, **options)
+    noted = watch.of(torch.cat(list(made.values()))).mean(-1).chunk(len(rules))
+    texts.update(made)
+    for name, surprisal in zip(rules, noted, strict=True):
+        measure(name, surprisal)
+
+
 def generated(ids):
     return ids[:, PROMPT:]
 
@@ -545,11 +560,13 @@ penalties = {
     "no 4-gram twice": lambda ids, x: no_repeat_ngram(x, ids, 4),
     "DRY 0.8": lambda ids, x: dry(x, ids, 0.8, 1.75, 2),
 }
-texts |= written(penalties, do_sample=False)
-for name in penalties:
-    measure(name)
+write_and_measure(penalties, do_sample=False)
 for name in ("human", "greedy", *penalties):
     report(name)
+(on_the_way, _, _), _ = measured["DRY 0.8"]
+measure("DRY 0.8")  # again, with your function
+(yours, _, _), _ = measured["DRY 0.8"]
+print(f"DRY 0.8: {on_the_way:.4f} on the way, {yours:.4f} with your perplexity")
 
 # %% [markdown]
 # All four are greedy, and on average all repeat less. Three of them leave the perplexity near
@@ -574,33 +591,35 @@ for name in ("DRY 0.8", "repetition 1.2"):
     print(f"{name}: {tokenizer.decode(texts[name][1, PROMPT:])!r}\n")
 
 # %% [markdown]
-# ## 4. Every decoder of the course on one plane
+# ## 4. Decoders on one plane
 #
-# **Predict** where typical, min-p, top-p and top-k will lie between greedy and sampling.
+# **Predict** where min-p, top-p and top-k will lie between greedy and sampling.
 
 # %%
+mirostat = Mirostat(3.0)
+
+
+def nothing_but(token, logits):
+    """Logits that leave only `token` (batch, 1): a rule for what picks by itself."""
+    return torch.full_like(logits, float("-inf")).scatter(-1, token, 0)
+
+
 filters = {
     "T 0.7": lambda ids, x: x / 0.7,
     "top-k 40": lambda ids, x: top_k_filter(x, 40),
     "top-p 0.95": lambda ids, x: top_p_filter(x, 0.95),
     "min-p 0.1": lambda ids, x: min_p_filter(x, 0.1),
-    "typical 0.9": lambda ids, x: typical_filter(x, 0.9),
-    "eta 0.002": lambda ids, x: eta_filter(x, 0.002),
-    "top-nσ 1": lambda ids, x: top_n_sigma_filter(x, 1.0),
     "XTC 0.1, 0.5": lambda ids, x: xtc_filter(top_p_filter(x, 0.95), 0.1, 0.5),
+    "Mirostat 3": lambda ids, x: nothing_but(mirostat.pick(x), x),
+    "T 1.5": lambda ids, x: x / 1.5,
 }
-texts |= written(filters, do_sample=True, top_k=0)
-torch.manual_seed(0)
-ones = torch.ones_like(prompts)
-texts["Mirostat 3"] = decode_cached(
-    model, prompts, ones, NEW, Mirostat(3.0).pick, eos_ids=[], pad_id=0
-)
-for name in (*filters, "Mirostat 3"):
-    measure(name)
+write_and_measure(filters, do_sample=True, top_k=0)
+nonsense = texts.pop("T 1.5")  # for section 6
 
 # %%
 kinds = {"human": figures.BLACK, "greedy": figures.RED, "beam 4": figures.RED}
 kinds |= dict.fromkeys(penalties, figures.GREEN)
+crowded = ("repetition 1.2", "DRY 0.8", "min-p 0.1", "XTC 0.1, 0.5")
 fig, ax = plt.subplots(figsize=(7.5, 4.2))
 for number, name in enumerate(texts, 1):
     (x, *x_range), (y, *y_range) = measured[name]
@@ -609,7 +628,7 @@ for number, name in enumerate(texts, 1):
     ax.plot([x, x], y_range, color=colour, alpha=0.25)
     ax.plot(x, y, "o", color=colour, label=f"{number}  {name}")
     place = (4, 4 if number % 2 else -12)  # or the numbers of neighbours would overlap
-    place = (-10, -12) if name == "repetition 1.2" else place
+    place = (-14, place[1]) if name in crowded else place
     ax.annotate(number, (x, y), xytext=place, textcoords="offset points")
 ax.set(xscale="log", xlabel="perplexity", ylabel="rep-4", ylim=(-0.03, None))
 ax.set_xticks([2, 4, 8, 16, 32], [2, 4, 8, 16, 32])
@@ -618,9 +637,9 @@ plt.show()
 
 # %% [markdown]
 # Lines are 95% intervals. Orange searches, blue samples, green is greedy with a penalty. From
-# left to right: min-p, top-k, typical, top-p, sampling. XTC (no. 16), which removes likely
-# tokens, lies to the right of top-p 0.95, on which it works here. (No. 17 aims at 2³ = 8, and
-# comes close.)
+# left to right: min-p, top-k, top-p, sampling. XTC (no. 13), which removes likely tokens, lies
+# to the right of top-p 0.95, on which it works here. (No. 14 aims at 2³ = 8, and comes close.)
+# One more line in `filters` puts another filter of lesson 06 there.
 #
 # Two things are worth remembering. A person is far to the right of all search. And perplexity
 # is a dial: a sampler can be set to anything between greedy decoding and plain sampling, so a
@@ -742,18 +761,16 @@ check(self_bleu)
 
 # %%
 story = tokenizer("Once upon a time there was a", return_tensors="pt").to(model.device)
-for options in ({"temperature": 0.3}, {"temperature": 1.0}, {"top_p": 0.9}):
-    torch.manual_seed(0)
-    out = model.generate(
-        **story,
-        **{"do_sample": True, "top_k": 0, "max_new_tokens": 24, **options},
-        num_return_sequences=8,
-        pad_token_id=0,
-    )
-    new = out[:, story.input_ids.shape[1] :]
-    eight = tokenizer.batch_decode(new, skip_special_tokens=True)
-    print(f"{options}  distinct-2 {distinct_n(eight, 2):.2f}", end="  ")
-    print(f"self-BLEU {self_bleu(eight):.2f}")
+eights = {
+    "temperature 0.3": lambda ids, x: x / 0.3,
+    "temperature 1.0": plain,
+    "top-p 0.9": lambda ids, x: top_p_filter(x, 0.9),
+}
+eight = story.input_ids.repeat(8, 1)
+for name, out in written(eights, eight, 24, do_sample=True, top_k=0).items():
+    new = tokenizer.batch_decode(out[:, eight.shape[1] :])
+    print(f"{name:15}  distinct-2 {distinct_n(new, 2):.2f}", end="  ")
+    print(f"self-BLEU {self_bleu(new):.2f}")
 
 # %% [markdown]
 # At the low temperature: there a 2-gram in four is not new, and the others cover some of each
@@ -854,11 +871,12 @@ for seed in range(4):
     order = torch.randperm(16, generator=torch.Generator().manual_seed(seed))
     halves = samples[order].flatten(0, 1).chunk(2)
     print(f"sampling, and sampling  {mauve_small(*halves):.2f}")
-hot = written({"T 1.5": plain}, do_sample=True, top_k=0, temperature=1.5)
 people = features(human)
-for name in ("top-p 0.95", "sampling", "greedy", "T 1.5"):
-    found = mauve_small(people, features((texts | hot)[name]))
-    print(f"human, {name:13} {found:.2f}")
+compared = {"sampling": samples[:8].flatten(0, 1)}
+compared |= {name: features(texts[name]) for name in ("top-p 0.95", "greedy")}
+compared["T 1.5"] = features(nonsense)
+for name, found in compared.items():
+    print(f"human, {name:13} {mauve_small(people, found):.2f}")
 
 # %% [markdown]
 # The same decoder, against itself, gets anything from 0.4 to 0.8: so much is chance with 64
