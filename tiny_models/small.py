@@ -120,9 +120,10 @@ class ScriptedModel:
         def script(ids):
             step = len(model.calls) - 1
             if step >= steps:
+                enough = "1 call is" if steps == 1 else f"{steps} calls are"
                 raise AssertionError(
-                    f"the model was called {step + 1} times, where {steps} calls are "
-                    "enough: what comes after the last token is never used"
+                    f"the model was called {step + 1} times, where {enough} enough: "
+                    "what comes after the last token is never used"
                 )
             if ids.shape[0] != len(rows):
                 raise AssertionError(

@@ -8,6 +8,8 @@ import contextlib
 
 import torch
 
+from course.kit.words import counted
+
 SHORT = 24  # numbers: what one can compare at a glance
 
 
@@ -147,7 +149,7 @@ def _told_apart(expected, got) -> tuple[str, str]:
         return tuple(f"{show(x)} ({_kind(x)})" for x in (expected, got))
     if isinstance(expected, (list, tuple)):
         if len(expected) != len(got):
-            return f"{len(expected)} values", f"{len(got)}"
+            return counted(len(expected), "value"), f"{len(got)}"
         for n, (a, b) in enumerate(zip(expected, got, strict=True)):
             if a != b:
                 wish, given = show(a), show(b)

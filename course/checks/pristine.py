@@ -36,7 +36,8 @@ def mend() -> list[str]:
     for owner, originals in _ORIGINALS.items():
         now = vars(owner)
         for name, value in originals.items():
-            if not _is_or_wraps(now.get(name), value):
+            found = now.get(name)
+            if found is not value and not _wraps(found, value):
                 setattr(owner, name, value)
                 mended.append(f"{owner.__name__}.{name}")
     # torch.Tensor inherits most methods: a new one of the same name hides them.
@@ -48,7 +49,7 @@ def mend() -> list[str]:
     return mended
 
 
-def _is_or_wraps(now, original) -> bool:
+def _wraps(now, original) -> bool:
     """torch wraps some functions of its own, when it compiles: that is no accident."""
     while now is not original and hasattr(now, "__wrapped__"):
         now = now.__wrapped__

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from course.kit.words import counted
 from course.paths import LESSONS, shown
 from course.saved.states import DONE, TO_DO, WRONG
 
@@ -44,12 +45,13 @@ def write(rows: dict[Path, list[Row]], write_line: Callable):
             totals[found.state] += 1
             line = f"  {SIGNS[found.state]} {found.name:<{width}}  {found.state:<5}  "
             if found.state != TO_DO:
-                line += f"{found.passed} of {found.checks} checks pass"
+                verb = "passes" if found.checks == 1 else "pass"
+                line += f"{found.passed} of {counted(found.checks, 'check')} {verb}"
             write_line(line.rstrip(), **{COLOURS[found.state]: True})
             if found.wrong:
                 write_line("\n".join(f"      {x}" for x in found.wrong))
     told = ", ".join(f"{n} {state}" for state, n in totals.items())
-    write_line(f"{sum(totals.values())} exercises: {told}")
+    write_line(f"{counted(sum(totals.values()), 'exercise')}: {told}")
     if any(path.is_relative_to(LESSONS) for path in rows):
         write_line(SAVED)
 

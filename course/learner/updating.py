@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from course.kit.words import counted
 from course.learner import backups, merging
 from course.paths import LESSONS, ROOT
 from course.saved import books
@@ -58,7 +59,8 @@ def update():
         print(f"kept {books.shown(one.path)} as {_kept(one)}")
     _take(upstream, merged)
     requirements = {"requirements.txt", "requirements-teach.txt"} & coming
-    print(f"Updated: {len(coming)} files are new or changed.")
+    verb = "is" if len(coming) == 1 else "are"
+    print(f"Updated: {counted(len(coming), 'file')} {verb} new or changed.")
     for one in merged:
         print(f"{books.shown(one.path)}: the new version, with what you wrote.")
         for note in one.notes:

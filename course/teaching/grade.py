@@ -50,6 +50,7 @@ from tqdm import tqdm
 
 from course.checks import notebook
 from course.checks.explain import DONE, TO_DO, WRONG
+from course.kit.words import counted
 from course.paths import lesson_names, tests_of
 from course.teaching.grade_process import (
     MEMORY_GB,
@@ -100,7 +101,8 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:
         sys.exit(f"stopped; the same command goes on from what is in {options.out}")
     print_summary(rows)
-    print(f"{len({row['student'] for row in rows})} notebooks, in {options.out}")
+    books = len({row["student"] for row in rows})
+    print(f"{counted(books, 'notebook')}, in {options.out}")
     return 0
 
 

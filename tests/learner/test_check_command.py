@@ -30,7 +30,7 @@ def test_what_is_done_wrong_and_to_do_is_told_apart(course, capfd):
     # The names of exercises, and the exit code for what was asked.
     assert check.check(["top_k_filter"]) == 0
     out = capfd.readouterr().out
-    assert "1 exercises: 1 done" in out
+    assert "1 exercise: 1 done" in out
     assert "kept_mass     " not in out
     # All of them: a line for each lesson.
     assert check.check([]) == 1

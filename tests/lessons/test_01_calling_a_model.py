@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletion
 
 from course.checks import expect
 from course.checks.plugin import exercise
+from course.kit.words import counted
 from tiny_models import random_llama, serve
 from tiny_models.toy_tokenizer import toy_tokenizer
 
@@ -95,7 +96,7 @@ class FakeClient(OpenAI):
         fields = json.loads(request.content)
         self.calls.append(fields)
         if not self.answers:
-            told = f"the API was called {len(self.calls)} times: too often"
+            told = f"the API was called {counted(len(self.calls), 'time')}: too often"
             return httpx.Response(400, json={"error": {"message": told}})
         answer = self.answers.pop(0)
         if not fields.get("stream"):

@@ -8,6 +8,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper
 
 from course.checks import expect
 from course.checks.plugin import exercise
+from course.kit.words import counted
 from tiny_models import random_gpt2, random_llama
 
 top_k_filter = exercise("top_k_filter")
@@ -250,8 +251,8 @@ def test_exactly_k_tokens_stay_where_many_tie(top_k_exact, k):
     given = f"given {expect.show(logits)} with top_k={k}"
     for row, number in enumerate(kept(got)):
         assert number == k, (
-            f"{given}, row {row} kept {number} tokens: a threshold keeps all that tie "
-            "or none of them, so choose by place"
+            f"{given}, row {row} kept {counted(number, 'token')}: a threshold keeps "
+            "all that tie or none of them, so choose by place"
         )
     stay = got > -INF
     assert torch.equal(got[stay], logits[stay]), f"{given}, kept logits changed value"

@@ -14,6 +14,7 @@ from transformers import (
 
 from course.checks import expect
 from course.checks.plugin import exercise
+from course.kit.words import counted
 from tiny_models import random_llama
 
 top_p_filter = exercise("top_p_filter")
@@ -81,8 +82,9 @@ def _in_words(wanted, found) -> str:
     token = min(set(wanted[row]) ^ set(found[row]))
     wish = "stay" if token in wanted[row] else "go"
     return (
-        f"should keep {len(wanted[row])} tokens of row {row}, not {len(found[row])}; "
-        f"the first that is wrong is token {token}, which should {wish}"
+        f"should keep {counted(len(wanted[row]), 'token')} of row {row}, not "
+        f"{len(found[row])}; the first that is wrong is token {token}, which should "
+        f"{wish}"
     )
 
 
@@ -134,7 +136,8 @@ def smallest_mass(function, logits, share, order, call):
         mass, edge = p[row].sum().item(), last[row].max() if row.any() else -1
         inside = p[row & (last < edge)].sum().item()
         assert share - 1e-4 <= mass < share + 1e-4 + mass - inside, (
-            f"{call} kept {row.sum()} tokens with a mass of {mass:.4f}. {IN_FLOAT32}"
+            f"{call} kept {counted(int(row.sum()), 'token')} with a mass of "
+            f"{mass:.4f}. {IN_FLOAT32}"
         )
 
 
@@ -648,8 +651,8 @@ def test_exclusion_in_half_precision(xtc_filter, dtype):
         there, ties = got > -INF, p == last  # one of these stays, or several
         for row in range(2):
             right = (there[row] == (p[row] < threshold)) | ties[row]
-            number = (~right).sum()
-            assert right.all(), f"{call} is wrong about {number} tokens. {IN_FLOAT32}"
+            wrong = counted(int((~right).sum()), "token")
+            assert right.all(), f"{call} is wrong about {wrong}. {IN_FLOAT32}"
             assert (there & ties)[row].any(), f"{call} kept none of the likely tokens"
 
 
