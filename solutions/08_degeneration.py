@@ -66,8 +66,7 @@ print(human.shape, repr(tokenizer.decode(prompts[1])))
 def written(rules, ids=prompts, new=NEW, watch=None, **options):
     """{name: the texts `ids`, continued under its rule}, all in one batch.
 
-    A rule is a function of (ids, logits) that gives other logits. `watch` is called
-    with both at each step, before the rules.
+    A rule makes other logits of (ids, logits). At each step `watch` sees both first.
     """
 
     def each(ids, logits):
