@@ -549,13 +549,9 @@ def write_and_measure(rules, **options):
         measure(name, surprisal)
 
 
-def generated(ids):
-    return ids[:, PROMPT:]
-
-
 penalties = {
     "repetition 1.2": lambda ids, x: repetition_penalty(x, ids, 1.2),
-    "frequency 0.7": lambda ids, x: frequency_presence(x, generated(ids), 0.7, 0),
+    "frequency 0.7": lambda ids, x: frequency_presence(x, ids[:, PROMPT:], 0.7, 0),
     "no 4-gram twice": lambda ids, x: no_repeat_ngram(x, ids, 4),
     "DRY 0.8": lambda ids, x: dry(x, ids, 0.8, 1.75, 2),
 }
