@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -156,6 +157,38 @@ def inspect_ai(url, model, stream):
     return asyncio.run(ours.generate(ASK)).completion
 
 
+def lm_eval(url, model, stream):
+    """A task of one question, in a file of our own."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    os.environ["OPENAI_API_KEY"] = KEY
+    import lm_eval
+
+    if stream:
+        return None  # it reads whole answers
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "test.jsonl")
+        data.write_text(json.dumps({"question": ASK, "answer": "Paris"}) + "\n")
+        task = {
+            "task": "capitals",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": folder},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 16},
+            "metric_list": [{"metric": "exact_match"}],
+        }
+        found = lm_eval.simple_evaluate(
+            model="local-chat-completions",
+            model_args={"model": model, "base_url": f"{url}/chat/completions"},
+            tasks=[task],
+            apply_chat_template=True,
+            bootstrap_iters=0,
+        )
+    return found["samples"]["capitals"][0]["resps"][0][0]
+
+
 def node(script):
     def ask(url, model, stream):
         command = ["node", HERE / script, url, model, ASK, "stream" if stream else ""]
@@ -210,6 +243,7 @@ CLIENTS = {
     "dspy": dspy,
     "llm": llm,
     "Inspect": inspect_ai,
+    "LM Evaluation Harness": lm_eval,
     "LibreChat's request": librechat,
     "Open WebUI's request": open_webui,
 }
