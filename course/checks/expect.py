@@ -126,12 +126,16 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
             text += f"\n    the top two logits there are {best[0] - best[1]:.2g} apart"
         raise AssertionError(text + _hint(hint, "\n    "))
     if got.shape != expected.shape:
-        longer = got.shape[-1] > expected.shape[-1]
+        told = "The tokens that both have agree"
+        if got.shape[-1] != expected.shape[-1]:
+            longer = got.shape[-1] > expected.shape[-1]
+            told += "; yours goes on for too long" if longer else ""
+            told += "; yours stops too early" if not longer else ""
+        if got.shape[:-1] != expected.shape[:-1]:
+            told += f"; {len(expected)} rows are asked for, yours are {len(got)}"
         raise AssertionError(
             f"{call} should have shape {tuple(expected.shape)}, not "
-            f"{tuple(got.shape)}. The tokens that both have agree; yours "
-            + ("goes on for too long." if longer else "stops too early.")
-            + _hint(hint)
+            f"{tuple(got.shape)}. {told}." + _hint(hint)
         )
 
 

@@ -44,6 +44,22 @@ def test_tensors_that_differ_look_different(shape):
     assert float(wish) != float(given)
 
 
+def test_ids_that_agree_and_are_too_few_or_too_many_say_of_what():
+    ids = torch.arange(12).reshape(3, 4)
+    two = "3 rows are asked for, yours are 2"
+    six = "3 rows are asked for, yours are 6"
+    early, late = "yours stops too early", "yours goes on for too long"
+    for got, told in (
+        (ids[:2], two),
+        (torch.cat([ids, ids]), six),
+        (ids[:, :2], early),
+        (torch.cat([ids, ids], -1), late),
+        (ids[:2, :2], f"{early}; {two}"),
+    ):
+        text = said(expect.same_ids, got, ids, "f()")
+        assert text.endswith(f". The tokens that both have agree; {told}."), text
+
+
 def test_no_line_lists_more_than_some_dozens_of_numbers():
     rows = [list(range(500)) for _ in range(50)]
     texts = [

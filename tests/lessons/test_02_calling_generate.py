@@ -791,6 +791,23 @@ def test_the_layer_and_the_row_are_the_ones_asked_for(attention_map, make):
         same_map(got, oracle[layer][0], call, hint)
 
 
+@MODELS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_asked_as_it_is(attention_map, make, dtype):
+    ids = torch.tensor([[5, 17, 40, 8, 9]])
+    model, other = make().to(dtype), make().to(dtype)
+    other.set_attn_implementation("eager")
+    with torch.no_grad():
+        oracle = other(ids, output_attentions=True).attentions[1][0]
+    call = f"attention_map(a model in {dtype}, ids, 1)"
+    got = map_of(attention_map, model, ids, 1)
+    map_shape(got, 5, call)
+    now = next(model.parameters()).dtype
+    assert now == dtype, f"{call} left the model in {now}: others still use it"
+    # Wide enough for a copy of the model in float32.
+    expect.same(got.float(), oracle.float(), call, "", 0.02)
+
+
 def state_of(model):
     """What a call may change in a model, by name."""
     state = {f"config.{name}": x for name, x in model.config.to_dict().items()}
