@@ -805,7 +805,7 @@ def test_a_half_precision_model_is_asked_as_it_is(attention_map, make, dtype):
     now = next(model.parameters()).dtype
     assert now == dtype, f"{call} left the model in {now}: others still use it"
     # Wide enough for a copy of the model in float32.
-    expect.same(got.float(), oracle.float(), call, "", 0.02)
+    expect.same(got.float(), oracle.float(), call, "", 0.05)
 
 
 def state_of(model):

@@ -1033,7 +1033,7 @@ def the_mean_length(texts):
     return mean_bleu(texts, nearest=lambda lengths, c: sum(lengths) / len(lengths))
 
 
-@wrong("self_bleu", "test_the_nearest_length_counts", "Is r the shortest?")
+@wrong("self_bleu", "test_the_nearest_length_counts", "Is r the shortest")
 def the_shortest_reference(texts):
     """r is the shortest of all."""
     return mean_bleu(texts, nearest=lambda lengths, c: min(lengths))
