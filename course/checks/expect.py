@@ -5,6 +5,7 @@ expected. None of them computes an expected value.
 """
 
 import contextlib
+import re
 
 import torch
 
@@ -31,6 +32,7 @@ def show(value, limit: int = 12) -> str:
         text = repr(value)
     except Exception as error:
         text = f"(cannot be shown: its repr raises {type(error).__name__})"
+    text = re.sub(r" at 0x[0-9a-fA-F]+>", ">", text)  # an address tells nobody anything
     return text if len(text) < 300 else text[:300] + " ..."
 
 

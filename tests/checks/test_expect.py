@@ -60,6 +60,10 @@ def test_ids_that_agree_and_are_too_few_or_too_many_say_of_what():
         assert text.endswith(f". The tokens that both have agree; {told}."), text
 
 
+def test_an_object_is_shown_without_its_address():
+    assert expect.show([object()]) == "[<object object>]"
+
+
 def test_no_line_lists_more_than_some_dozens_of_numbers():
     rows = [list(range(500)) for _ in range(50)]
     texts = [
