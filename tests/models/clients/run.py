@@ -189,6 +189,42 @@ def lm_eval(url, model, stream):
     return found["samples"]["capitals"][0]["resps"][0][0]
 
 
+def guidellm(url, model, stream):
+    """A benchmark of one request. Streamed, it asks for a usage in each chunk, and with
+    a fixed length for no end at EOS: the server has neither, and says so."""
+    program = Path(sys.executable).parent / "guidellm"
+    if not program.exists():
+        raise ImportError("guidellm")
+    if stream:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        data, report = Path(folder, "data.jsonl"), Path(folder, "report.json")
+        data.write_text(json.dumps({"prompt": ASK}) + "\n")
+        extras = json.dumps({"body": {"temperature": 0}})
+        backend = {
+            "kind": "openai_http",
+            "target": url.removesuffix("/v1"),
+            "model": model,
+            "request_format": "/v1/chat/completions",
+            "stream": "false",
+            "extras": extras,
+        }
+        options = {
+            "--backend": ",".join(f"{k}={v}" for k, v in backend.items()),
+            "--profile": "kind=synchronous",
+            "--constraint": "kind=max_requests,count=1",
+            "--data": f"kind=json_file,path={data}",
+            "--output": f"kind=json,path={report}",
+        }
+        words = [word for pair in options.items() for word in pair]
+        command = [program, "run", *words, "--disable-console"]
+        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        requests = json.loads(report.read_text())["benchmarks"][0]["requests"]
+    for failed in requests["errored"]:
+        raise RuntimeError(failed["info"]["error"])
+    return requests["successful"][0]["output"]
+
+
 def node(script):
     def ask(url, model, stream):
         command = ["node", HERE / script, url, model, ASK, "stream" if stream else ""]
@@ -244,6 +280,7 @@ CLIENTS = {
     "llm": llm,
     "Inspect": inspect_ai,
     "LM Evaluation Harness": lm_eval,
+    "guidellm": guidellm,
     "LibreChat's request": librechat,
     "Open WebUI's request": open_webui,
 }
