@@ -174,12 +174,19 @@ def test_start_counts_places_of_the_padded_batch(perplexity, make):
             output = model(ids[row : row + 1, place], labels=labels[None, place])
         wanted.append(output.loss.exp())
     got = perplexity(model, ids, mask, 5)
+    wanted = torch.stack(wanted)
     call = (
         "perplexity with start=5 of a full row, of one with 3 places of padding on the "
         "left, and of one with 2 on the right"
     )
-    hint = "start is a place in the row: padding is counted there, too."
-    expect.same(got, torch.stack(wanted), call, hint, 0.05)
+    hint = ""
+    if isinstance(got, torch.Tensor) and got.shape == wanted.shape:
+        wrong = ((got - wanted).abs() > 0.05).tolist()
+        if wrong == [False, True, False]:
+            hint = "start is a place in the row: padding on the left is counted, too."
+        elif wrong == [False, False, True]:
+            hint = "Padding does not count, also where start is given."
+    expect.same(got, wanted, call, hint, 0.05)
 
 
 def test_a_long_text_is_no_problem(perplexity):

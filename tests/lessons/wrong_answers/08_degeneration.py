@@ -110,7 +110,7 @@ def one_for_the_batch(model, ids, mask, start=1):
 @wrong(
     "perplexity",
     "test_start_counts_places_of_the_padded_batch",
-    "padding is counted there, too",
+    "padding on the left is counted, too",
 )
 def start_counts_real_tokens(model, ids, mask, start=1):
     """The first `start` tokens of the text, wherever it begins."""
@@ -119,7 +119,7 @@ def start_counts_real_tokens(model, ids, mask, start=1):
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
-@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "on the right")
+@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "also where start")
 def padding_counts_behind_start(model, ids, mask, start=1):
     """The mask is dropped where start is given: only right if start is behind it."""
     surprisal, counts = scored(model, ids, mask, start)
