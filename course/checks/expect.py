@@ -121,7 +121,8 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
         text = (
             f"{call}: row {row} differs first at position {step}: token "
             f"{a[row, step].item()}, expected {b[row, step].item()}.\n"
-            f"    yours    {show(got[row])}\n    expected {show(expected[row])}"
+            f"    yours    {_around(got[row], step)}\n"
+            f"    expected {_around(expected[row], step)}"
         )
         if logits_at is not None:
             best = logits_at(row, step).topk(2).values
@@ -139,6 +140,13 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
             f"{call} should have shape {tuple(expected.shape)}, not "
             f"{tuple(got.shape)}. {told}." + _hint(hint)
         )
+
+
+def _around(row, step: int) -> str:
+    """A row of ids, so that the one at `step` is among those that are shown."""
+    if step < 12:
+        return show(row)
+    return "[..., " + show(row[step - 6 :])[1:]
 
 
 def _kind(value) -> str:

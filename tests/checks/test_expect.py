@@ -60,6 +60,17 @@ def test_ids_that_agree_and_are_too_few_or_too_many_say_of_what():
         assert text.endswith(f". The tokens that both have agree; {told}."), text
 
 
+@pytest.mark.parametrize("step", [0, 11, 12, 30, 39])
+def test_the_id_that_differs_first_is_among_those_shown(step):
+    ids = torch.arange(40)[None]
+    other = ids.clone()
+    other[0, step] = 99
+    text = said(expect.same_ids, other, ids, "f()")
+    _, yours, expected = text.splitlines()
+    assert " 99" in yours.replace("[", " ")
+    assert f" {step}" in expected.replace("[", " ")
+
+
 def test_an_object_is_shown_without_its_address():
     assert expect.show([object()]) == "[<object object>]"
 
