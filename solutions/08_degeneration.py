@@ -653,7 +653,7 @@ plt.show()
 # %% [markdown]
 # ### Exercise 08.7 · `distinct_n`
 #
-# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 6 lines
+# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 8 lines
 #
 # The number of different n-grams of words in all texts, divided by the number of all
 # n-grams. Words are what `split()` gives. No n-gram reaches from one text into the next.
@@ -695,7 +695,7 @@ check(distinct_n)
 # %% [markdown]
 # ### Exercise 08.8 · `self_bleu`
 #
-# difficulty ★★★ · importance ★★☆ · 30 min · our answer: 22 lines
+# difficulty ★★★ · importance ★★☆ · 30 min · our answer: 24 lines
 #
 # The mean BLEU of each text with all others as its references. Words are what `split()`
 # gives. BLEU of one text:
