@@ -47,7 +47,8 @@ sys.path.pop(0)
 COMMANDS = "check next hint answer reset watch doctor update grade test bench trust"
 TOOLS = "export slides site build browser"
 OF_LESSONS = "check hint answer reset watch"  # they take names of lessons and exercises
-WITH_PATHS = "grade export slides site browser"  # relative to where one types them
+# Paths are relative to where one types them:
+WITH_PATHS = "check watch grade export slides site browser"
 
 
 def main(argv):
@@ -124,6 +125,10 @@ def look_before(command, argv):
     for word in argv:
         if word.startswith("-"):
             break  # what follows may belong to the option
+        files = [Path(word), HERE / "lessons" / word]  # a copy of any name
+        files += [Path(word + ".ipynb"), HERE / "lessons" / (word + ".ipynb")]
+        if any(path.is_file() for path in files):
+            continue
         if Path(word).stem not in names:  # lessons/04_top_k.ipynb will do as well
             there = ", ".join(path.stem for path in lessons) or "none"
             sys.exit(

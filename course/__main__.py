@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     }
     for name, command in made.items():
         command.set_defaults(run=globals()[f"_{name}"])
-    what = "lessons (04, top_k) or exercises (kept_mass, 04.2); none means all"
+    what = "lessons (04, top_k), exercises (kept_mass, 04.2), files; none means all"
     made["check"].add_argument("what", nargs="*", help=what)
     made["check"].add_argument(
         "--long", action="store_true", help="a line for each exercise, also of all"
@@ -135,7 +135,9 @@ def parser() -> argparse.ArgumentParser:
     made["reset"].add_argument(
         "what", nargs="+", help="an exercise (kept_mass) or a whole lesson (04)"
     )
-    made["watch"].add_argument("what", nargs="*", help="lessons; none means all")
+    made["watch"].add_argument(
+        "what", nargs="*", help="lessons or files; none means all"
+    )
     return whole
 
 

@@ -722,7 +722,7 @@ class CustomDecoder:
             )
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
-        if do_sample and temperature <= 0:
+        if do_sample and not temperature > 0:  # NaN is not above 0 either
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if do_sample and top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, got {top_k}")

@@ -649,7 +649,7 @@ plt.show()
 # %% [markdown]
 # ### Exercise 08.7 · `distinct_n`
 #
-# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 6 lines
+# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 8 lines
 #
 # The number of different n-grams of words in all texts, divided by the number of all
 # n-grams. Words are what `split()` gives. No n-gram reaches from one text into the next.
@@ -664,10 +664,12 @@ plt.show()
 def distinct_n(texts: list[str], n: int) -> float:
     """The share of different n-grams of words among all: 0 to 1; 0 if there is none.
 
-    Raises ValueError if n is below 1. After Li et al., 2016, who divide by the number
-    of words.
+    Raises ValueError if n is below 1, TypeError if texts is one string. After Li et
+    al., 2016, who divide by the number of words.
     """
     ### BEGIN SOLUTION
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list: [text] makes one of a string")
     if n < 1:
         raise ValueError(f"n must be 1 or more, got {n}")
     grams = []
@@ -689,7 +691,7 @@ check(distinct_n)
 # %% [markdown]
 # ### Exercise 08.8 · `self_bleu`
 #
-# difficulty ★★★ · importance ★★☆ · 30 min · our answer: 22 lines
+# difficulty ★★★ · importance ★★☆ · 30 min · our answer: 24 lines
 #
 # The mean BLEU of each text with all others as its references. Words are what `split()`
 # gives. BLEU of one text:
@@ -718,10 +720,13 @@ check(distinct_n)
 def self_bleu(texts: list[str]) -> float:
     """The mean BLEU-4 of each text against all others: 0 (different) to 1 (the same).
 
-    No smoothing. Raises ValueError for fewer than two texts. Zhu et al., 2018, whose
-    program Texygen smooths (a precision of 0 counts as a little more).
+    No smoothing. Raises ValueError for fewer than two texts, TypeError if texts is one
+    string. Zhu et al., 2018, whose program Texygen smooths (a precision of 0 counts as
+    a little more).
     """
     ### BEGIN SOLUTION
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings, not one string")
     if len(texts) < 2:
         raise ValueError(f"self-BLEU compares at least two texts, got {len(texts)}")
 
@@ -909,7 +914,7 @@ for name, found in compared.items():
 # | it counts | – | prompt and answer, if not told otherwise | prompt and answer | the answer | the last `--repeat-last-n` tokens |
 # | frequency, presence | `frequency_penalty` `presence_penalty` | none | the same names | the same names | `--frequency-penalty` `--presence-penalty` |
 # | no n-gram twice | none | `no_repeat_ngram_size` | none | none | none |
-# | DRY | none | none | none | none | `--dry-multiplier` (base 1.75, allowed length 2) |
+# | DRY | none | none | none yet ([proposed](https://github.com/vllm-project/vllm/pull/50584)) | none | `--dry-multiplier` (base 1.75, allowed length 2) |
 #
 # OpenAI, vLLM and SGLang count the tokens of the answer for frequency and presence; llama.cpp
 # counts the last `--repeat-last-n` tokens, 64 if you say nothing, prompt included.

@@ -131,9 +131,9 @@ MAIN = "course.__main__"
 
 
 def test_sets_up_and_hands_on_to_the_course_in_its_own_environment(course):
-    code, output = run(course, "check", "04", "-x", "-k", "ties")
+    code, output = run(course, "test", "04", "-x", "-k", "ties")
     assert code == 0
-    arguments = ["check", "04", "-x", "-k", "ties"]
+    arguments = ["test", "04", "-x", "-k", "ties"]
     assert called(output) == [MAIN, arguments, str(course / ".venv"), str(course)]
 
 
@@ -142,15 +142,17 @@ def test_paths_are_relative_to_where_one_types_and_another_course_is_not_taken(
 ):
     (tmp_path / "course").mkdir()
     (tmp_path / "course/__main__.py").write_text("raise SystemExit('the wrong one')")
-    done = subprocess.run(
-        [sys.executable, str(course / "start.py"), "grade", "hand-ins"],
-        env=environment(),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    expected = [MAIN, ["grade", "hand-ins"], str(course / ".venv"), str(tmp_path)]
-    assert called(done.stdout) == expected
+    (tmp_path / "my 04.ipynb").touch()
+    for words in (["grade", "hand-ins"], ["check", "my 04.ipynb"], ["watch", "my 04"]):
+        done = subprocess.run(
+            [sys.executable, str(course / "start.py"), *words],
+            env=environment(),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        expected = [MAIN, words, str(course / ".venv"), str(tmp_path)]
+        assert called(done.stdout) == expected
 
 
 def test_the_commands_are_those_of_the_course():

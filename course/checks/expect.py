@@ -5,6 +5,7 @@ expected. None of them computes an expected value.
 """
 
 import contextlib
+import re
 
 import torch
 
@@ -31,6 +32,7 @@ def show(value, limit: int = 12) -> str:
         text = repr(value)
     except Exception as error:
         text = f"(cannot be shown: its repr raises {type(error).__name__})"
+    text = re.sub(r" at 0x[0-9a-fA-F]+>", ">", text)  # an address tells nobody anything
     return text if len(text) < 300 else text[:300] + " ..."
 
 
@@ -119,20 +121,32 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
         text = (
             f"{call}: row {row} differs first at position {step}: token "
             f"{a[row, step].item()}, expected {b[row, step].item()}.\n"
-            f"    yours    {show(got[row])}\n    expected {show(expected[row])}"
+            f"    yours    {_around(got[row], step)}\n"
+            f"    expected {_around(expected[row], step)}"
         )
         if logits_at is not None:
             best = logits_at(row, step).topk(2).values
             text += f"\n    the top two logits there are {best[0] - best[1]:.2g} apart"
         raise AssertionError(text + _hint(hint, "\n    "))
     if got.shape != expected.shape:
-        longer = got.shape[-1] > expected.shape[-1]
+        told = "The tokens that both have agree"
+        if got.shape[-1] != expected.shape[-1]:
+            longer = got.shape[-1] > expected.shape[-1]
+            told += "; yours goes on for too long" if longer else ""
+            told += "; yours stops too early" if not longer else ""
+        if got.shape[:-1] != expected.shape[:-1]:
+            told += f"; {len(expected)} rows are asked for, yours are {len(got)}"
         raise AssertionError(
             f"{call} should have shape {tuple(expected.shape)}, not "
-            f"{tuple(got.shape)}. The tokens that both have agree; yours "
-            + ("goes on for too long." if longer else "stops too early.")
-            + _hint(hint)
+            f"{tuple(got.shape)}. {told}." + _hint(hint)
         )
+
+
+def _around(row, step: int) -> str:
+    """A row of ids, so that the one at `step` is among those that are shown."""
+    if step < 12:
+        return show(row)
+    return "[..., " + show(row[step - 6 :])[1:]
 
 
 def _kind(value) -> str:

@@ -1,4 +1,4 @@
-"""Read a saved notebook: which lesson it is, and which of its cells hold the answers.
+"""Read a saved notebook: which of its cells hold the answers.
 
 Cells are known by their tags, and where an editor has lost these, by their ids and by
 what they define.
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from course.checks import cells
 from course.kit.quickly import nbformat
-from course.paths import SOLUTIONS, exercise_names, lesson_names, shown
+from course.paths import SOLUTIONS, exercise_names, shown
+from course.saved.which import text_of
 
 
 class NotebookProblem(AssertionError):
@@ -21,12 +22,6 @@ class NotebookProblem(AssertionError):
 
 
 # --- reading --------------------------------------------------------------------------
-
-
-def text_of(data: bytes) -> str:
-    """The text of a notebook's file, whatever mark an editor has put before it."""
-    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
 def read(path: Path):
@@ -104,44 +99,6 @@ def tags(cell) -> set:
 def defined_names(source: str) -> list[str]:
     """Names that a cell defines at top level; none when it does not parse."""
     return cells.bound_names(source)
-
-
-# --- which lesson is it? --------------------------------------------------------------
-
-
-def lesson_at(path: Path) -> str:
-    """The lesson of the notebook at `path`, also where it is a copy of another name;
-    "" where it is none."""
-    path = Path(path)
-    if named := _named_in(path.stem):
-        return named
-    with contextlib.suppress(OSError):
-        return lesson_of(path.name, text_of(path.read_bytes()))
-    return ""
-
-
-def lesson_of(name: str, text: str) -> str:
-    """The lesson that a notebook's file name holds; else the one most of whose
-    exercises it defines; else the one in the name of a folder; else ""."""
-    folders, _, file = name.rpartition("/")
-    return _named_in(file) or _defined_in(text) or _named_in(folders)
-
-
-def _named_in(name: str) -> str:
-    words = f"_{re.sub('[^a-z0-9]+', '_', name.lower())}_"
-    found = [lesson for lesson in lesson_names() if f"_{lesson}_" in words]
-    return max(found, key=len, default="")
-
-
-def _defined_in(text: str) -> str:
-    try:
-        sources = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""
-    defined = set(re.findall(r"^(?:def|class) (\w+)", sources, re.MULTILINE))
-    found = {x: len(defined & set(exercise_names(x))) for x in lesson_names()}
-    best = max(found, key=found.get)
-    return best if found[best] else ""
 
 
 # --- which cells count? ---------------------------------------------------------------

@@ -24,6 +24,7 @@ from course.paths import (
     shown,
     tests_of,
 )
+from course.saved import which
 
 LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
 VERDICT = pytest.StashKey[explain.Verdict]()
@@ -101,7 +102,7 @@ class Notebook(pytest.File):
     """A lesson's notebook: its tests are those of tests/lessons/test_<lesson>.py."""
 
     def collect(self):
-        tests = tests_of(notebook.lesson_at(self.path))
+        tests = tests_of(which.lesson_at(self.path))
         yield ExerciseTests.from_parent(self, path=tests, nodeid=self.nodeid)
 
 
@@ -136,7 +137,7 @@ def pytest_collect_file(file_path, parent):
         return None
     if ".ipynb_checkpoints" in file_path.parts:
         return None
-    lesson = notebook.lesson_at(file_path)
+    lesson = which.lesson_at(file_path)
     if not lesson or not tests_of(lesson).exists():
         return None
     return Notebook.from_parent(parent, path=file_path)

@@ -18,6 +18,7 @@ from course.checks.limits import TimeLimit, time_limit
 from course.checks.notebook import cell_shown
 from course.checks.pristine import state_put_back
 from course.paths import SOLUTIONS, exercise_names, shown
+from course.saved import which
 
 # The lesson whose saved notebook is being run or checked, else "". `carry` then gives
 # references, of earlier lessons only: an answer is blamed for nothing but itself.
@@ -62,7 +63,7 @@ def load(path: Path, seconds: float = 60.0) -> Loaded:
     path = Path(path)
     book = notebook.read(path)
     reference = path.parent == SOLUTIONS
-    lesson = notebook.lesson_at(path)
+    lesson = which.lesson_at(path)
     loaded = Loaded(path, lesson, cells.names(check=lambda *_, **__: None))
     made = notebook.plan(book, "" if reference else lesson)
     if reference:

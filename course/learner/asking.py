@@ -86,5 +86,6 @@ def _passes(exercise) -> bool:
     state = standing.states(exercise.lesson)[exercise.name]
     if state != BEGUN:
         return state == DONE
-    rows, _ = check.rows_of({exercise.lesson: [exercise.name]})
+    path = books.learners(exercise.lesson)
+    rows, _ = check.rows_of({path: [exercise.name]})
     return [row.state for of_book in rows.values() for row in of_book] == [DONE]

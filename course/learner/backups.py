@@ -1,4 +1,4 @@
-"""Copies of notebooks, before anything is done to them."""
+"""Copies of notebooks, before anything is done to them: one way for all commands."""
 
 import datetime
 import shutil
@@ -9,14 +9,16 @@ from course.paths import ROOT
 BACKUPS = ROOT / "backups"
 
 
-def keep(path: Path) -> Path:
-    """Copy the file at `path` into backups/ under a new name, which is returned."""
-    BACKUPS.mkdir(exist_ok=True)
+def keep(path: Path, folder: Path | None = None) -> Path:
+    """Copy the file at `path` into backups/, or into `folder`, under a new name, which
+    is returned."""
+    folder = folder or BACKUPS
+    folder.mkdir(exist_ok=True)
     now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    number, kept = 1, BACKUPS / f"{path.stem}-{now}{path.suffix}"
+    number, kept = 1, folder / f"{path.stem}-{now}{path.suffix}"
     while kept.exists():
         number += 1
-        kept = BACKUPS / f"{path.stem}-{now}-{number}{path.suffix}"
+        kept = folder / f"{path.stem}-{now}-{number}{path.suffix}"
     shutil.copy2(path, kept)
     if kept.read_bytes() != path.read_bytes():  # a full disk, a save at this moment
         raise OSError(f"the copy {kept.name} is not what {path.name} holds")

@@ -7,10 +7,11 @@ tests of what is written.
 
 import os
 import sys
+from pathlib import Path
 
 from course.checks import table
 from course.paths import ROOT, lesson_names, shown
-from course.saved import books, standing
+from course.saved import books, standing, which
 from course.saved.states import DONE, TO_DO
 
 HINT = "More of one: `python start.py check 04`, of all: `python start.py check --long`"
@@ -33,8 +34,9 @@ def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
     else:
         table.write_sums(rows, _write_line)
     everything = {row.state for of_book in rows.values() for row in of_book}
-    first = standing.next_exercise(next(iter(picked)) if words else "")
-    if first:
+    lesson = which.lesson_at(next(iter(picked))) if words else ""
+    first = standing.next_exercise(lesson)
+    if first and all(map(_is_own, picked)):
         print(f"next: {described(first)}")
     if not words and not long:
         print(table.SAVED)
@@ -48,31 +50,36 @@ def described(exercise: books.Exercise) -> str:
     return f"{exercise.name}, exercise {exercise.number} in {where}"
 
 
-def rows_of(picked: dict[str, list[str]]) -> tuple[dict, int]:
-    """({notebook: rows}, pytest's exit code) of exercises {lesson: names}."""
-    written = {lesson: _written(lesson, names) for lesson, names in picked.items()}
-    written = {lesson: names for lesson, names in written.items() if names}
+def _is_own(path: Path) -> bool:
+    """Whether it is the learner's notebook of its lesson, and not a copy."""
+    return path == books.learners(which.lesson_at(path))
+
+
+def rows_of(picked: dict[Path, list[str]]) -> tuple[dict, int]:
+    """({notebook: rows}, pytest's exit code) of exercises {notebook: names}."""
+    written = {path: _written(path, names) for path, names in picked.items()}
+    written = {path: names for path, names in written.items() if names}
     found, code = _run(written) if written else ({}, 0)
     rows = {}
-    for lesson, names in picked.items():
-        path = books.learners(lesson)
+    for path, names in picked.items():
         checked = {row.name: row for row in found.get(path, ())}
-        made = [checked.get(name) or _unrun(lesson, name, written) for name in names]
+        made = [checked.get(name) or _unrun(path, name, written) for name in names]
         rows[path] = [row for row in made if row]
     return {path: of_book for path, of_book in rows.items() if of_book}, code
 
 
-def _unrun(lesson, name, written):
+def _unrun(path, name, written):
     """The row of a stub. What should have been run and was not has none."""
-    if name in written.get(lesson, ()):
+    if name in written.get(path, ()):
         return None
     return table.Row(name, TO_DO)
 
 
-def _written(lesson: str, names: list[str]) -> list[str]:
+def _written(path: Path, names: list[str]) -> list[str]:
     """Those exercises of a saved notebook that are not as they came."""
+    lesson = which.lesson_at(path)
     try:
-        book = books.read(books.learners(lesson))
+        book = books.read(path)
     except books.Unreadable:
         return names  # the checks say what is the matter with it
     came = {books.source_of(c).strip() for c in books.as_built(lesson)["cells"]}
@@ -92,18 +99,17 @@ def _is_stub(book, exercise):
     return standing.is_stub(books.source_of(book["cells"][place]), exercise)
 
 
-def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
+def _run(written: dict[Path, list[str]]) -> tuple[dict, int]:
     import pytest
 
-    paths = [books.learners(lesson) for lesson in written]
-    missing = [path for path in paths if not path.exists()]
+    missing = [path for path in written if not path.exists()]
     for path in missing:
         print(f"There is no notebook {shown(path)}.")
         print(f"`python start.py reset {path.stem[:2]}` brings it back.")
-    paths = [str(path) for path in paths if path not in missing]
+    paths = [str(path) for path in written if path not in missing]
     if not paths:
         return {}, 1
-    keep = _Keep({str(books.learners(x)): names for x, names in written.items()})
+    keep = _Keep({str(path): names for path, names in written.items()})
     quiet = ["-qq", "--no-header", "-p", "no:cacheprovider", "-W", "ignore"]
     # Plugins of other packages cost seconds to load, and do nothing here.
     quiet += ["--disable-plugin-autoload", *_config()]
@@ -111,8 +117,8 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     quiet += ["-p", "no:unraisableexception"]
     code = int(pytest.main([*quiet, *paths], plugins=[keep]))
     print()
-    for lesson, names in written.items():
-        _remember(lesson, keep.rows.get(books.learners(lesson), ()), names)
+    for path in filter(_is_own, written):
+        _remember(which.lesson_at(path), keep.rows.get(path, ()), written[path])
     if missing and code == 0:
         code = 1
     return keep.rows, code
@@ -167,12 +173,12 @@ def _by_pytest(picked, options) -> int:
     """As `pytest` would, for those who give it options of its own."""
     import pytest
 
-    everything = list(picked) == lesson_names()
-    paths = [str(books.learners(lesson)) for lesson in picked]
+    everything = list(picked) == [books.learners(x) for x in lesson_names()]
     names = [name for of_lesson in picked.values() for name in of_lesson]
-    of_lessons = [x.name for lesson in picked for x in books.exercises(lesson)]
+    lessons = [which.lesson_at(path) for path in picked]
+    of_lessons = [x.name for lesson in lessons for x in books.exercises(lesson)]
     chosen = [] if everything or names == of_lessons else ["-k", " or ".join(names)]
-    return int(pytest.main([*_config(), *chosen, *options, *paths]))
+    return int(pytest.main([*_config(), *chosen, *options, *map(str, picked)]))
 
 
 def _config():

@@ -28,8 +28,7 @@ def reset(exercise) -> None:
     Raises LookupError if there is none of that name.
     """
     word = _name(exercise)
-    task = books.lesson_called(word) or books.exercise_called(word)
-    print(resetting.reset_one(task))
+    print(resetting.reset_one(resetting.called(word)))
     print(
         "This changed the file, not what you have open. Now: File > Reload Notebook "
         "from Disk. (Asked whether to overwrite or to revert, choose Revert. What was "

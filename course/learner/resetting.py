@@ -5,7 +5,7 @@ from pathlib import Path
 
 from course.learner import backups
 from course.paths import shown
-from course.saved import books
+from course.saved import books, which
 
 RELOAD = (
     "If the notebook is open in JupyterLab: File > Reload Notebook from Disk. Asked "
@@ -15,11 +15,23 @@ RELOAD = (
 
 def reset_all(words: list[str]) -> int:
     """Reset each lesson or exercise; nothing at all where one of them is unknown."""
-    tasks = [books.lesson_called(word) or books.exercise_called(word) for word in words]
+    tasks = [called(word) for word in words]
     for task in tasks:
         print(reset_one(task))
     print(RELOAD)
     return 0
+
+
+def called(word: str) -> str | books.Exercise:
+    """The lesson or the exercise that a word names. Raises Unknown, also for a copy."""
+    if lesson := books.lesson_called(word):
+        return lesson
+    if copy := books.notebook_called(word):
+        raise books.Unknown(
+            f"{shown(copy)} is a copy of a lesson, which stays as it is. `python "
+            f"start.py reset {which.lesson_at(copy)[:2]}` puts the lesson itself back."
+        )
+    return books.exercise_called(word)
 
 
 def reset_one(task: str | books.Exercise) -> str:

@@ -14,36 +14,36 @@ def watch(words: list[str] = (), looks: int | None = None) -> int:
 
     looks: stop after so many (for tests).
     """
-    lessons = list(books.chosen(list(words)))
-    which = "all lessons" if not words else ", ".join(x[:2] for x in lessons)
-    print(f"Watching {which}. Save a notebook, and it is checked. Ctrl-C ends this.")
-    before = {lesson: _stamp(lesson) for lesson in lessons}
+    paths = list(books.chosen(list(words)))
+    told = "all lessons" if not words else ", ".join(shown(path) for path in paths)
+    print(f"Watching {told}. Save a notebook, and it is checked. Ctrl-C ends this.")
+    before = {path: _stamp(path) for path in paths}
     try:
         while looks is None or looks > 0:
             time.sleep(SECONDS)
             looks = None if looks is None else looks - 1
-            for lesson in lessons:
-                now = _stamp(lesson)
-                if now not in (before[lesson], None):
-                    _check(lesson)
-                before[lesson] = now
+            for path in paths:
+                now = _stamp(path)
+                if now not in (before[path], None):
+                    _check(path)
+                before[path] = now
     except KeyboardInterrupt:
         print("\nNo longer watching.")
     return 0
 
 
-def _stamp(lesson):
+def _stamp(path):
     """Of the file as it is; None while it is not there, as in the midst of a save."""
     try:
-        found = books.learners(lesson).stat()
+        found = path.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
 
 
-def _check(lesson):
-    print(f"\n{time.strftime('%H:%M:%S')} {shown(books.learners(lesson))} was saved")
+def _check(path):
+    print(f"\n{time.strftime('%H:%M:%S')} {shown(path)} was saved")
     try:
-        check.check([lesson])
+        check.check([str(path)])
     except Exception as error:  # it goes on: the next save may mend it
         print(f"The check could not be run: {type(error).__name__}: {error}")

@@ -9,8 +9,8 @@ answers replaced by a stub and no outputs. The same source gives the same bytes.
 requirements-teach.txt.
 
 A notebook that was changed after it was built holds somebody's work. It stays as it is,
-except with --force, which first puts a copy beside it and says where. Both notebooks of
-a lesson are written, or, where anything fails on the way, neither.
+except with --force, which first puts a copy into backups/ and names it. Both notebooks
+of a lesson are written, or, where anything fails on the way, neither.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
 from course.checks.notebook import defined_names, tags
 from course.kit.quickly import nbformat
+from course.learner import backups
 from course.paths import LESSONS, SOLUTIONS, lesson_names, shown, tests_of
 from course.saved import books
 from course.saved.books import STAMP, with_stubs
@@ -238,7 +238,7 @@ def write_all(made: dict, force: bool = False):
                 if not force:
                     print(_stays(target))
                     continue
-                print(f"kept what was there as {shown(keep_copy(target))}")
+                print(f"kept {shown(target)} as {shown(backups.keep(target))}")
             undo.callback(_put_back, target, _bytes_of(target))
             os.replace(part, target)
             print(f"wrote {shown(target)}")
@@ -268,15 +268,6 @@ def _put_back(path: Path, content: bytes | None):
         path.unlink(missing_ok=True)
     else:
         path.write_bytes(content)
-
-
-def keep_copy(path: Path) -> Path:
-    """A copy of a notebook, beside it under a new name."""
-    number = 1
-    while (kept := path.with_name(f"{path.stem}-kept-{number}.ipynb")).exists():
-        number += 1
-    shutil.copy2(path, kept)
-    return kept
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from course.paths import LESSONS, SOLUTIONS, lesson_names, shown
+from course.saved import which
 
 STUB = 'raise NotImplementedError("to be written by you")'
 STAMP = "token_by_token"
@@ -203,13 +204,43 @@ def _plain(hint: str) -> str:
 
 
 def lesson_called(word: str) -> str | None:
-    """The lesson that "4", "04", "top_k", "04_top_k" or a path to it names."""
+    """The lesson that "4", "04", "top_k", "04_top_k" or a path to it names. Not that of
+    a copy: see notebook_called."""
     stem = Path(word).name.removesuffix(".ipynb")
     for lesson in lesson_names():
         number, topic = lesson.split("_", 1)
         if stem in (lesson, number, number.lstrip("0"), topic):
             return lesson
     return None
+
+
+def notebook_called(word: str) -> Path | None:
+    """The notebook that a word names: a file, in this folder or in lessons/, of
+    whatever name (which.lesson_at says which lesson it is), or else the learner's of
+    the lesson that it names. Raises Unknown for a notebook of no lesson."""
+    if word.endswith(".ipynb") and (found := _file_called(word)):
+        return found
+    if lesson := lesson_called(word):
+        return learners(lesson)
+    return _file_called(f"{word}.ipynb")
+
+
+def _file_called(word: str) -> Path | None:
+    path = next((p for p in (Path(word), LESSONS / word) if p.is_file()), None)
+    if path is None:
+        return None
+    lesson = which.lesson_at(path)
+    if not lesson:
+        raise Unknown(
+            f"{shown(path)} is of no lesson: neither its name nor an exercise in it "
+            "says which."
+        )
+    return learners(lesson) if _is_learners(path, lesson) else path.resolve()
+
+
+def _is_learners(path: Path, lesson: str) -> bool:
+    mine = learners(lesson)
+    return mine.exists() and path.samefile(mine)
 
 
 def exercise_called(word: str) -> Exercise:
@@ -222,14 +253,14 @@ def exercise_called(word: str) -> Exercise:
     raise Unknown(f"There is no exercise '{word}'.{near}")
 
 
-def chosen(words: list[str]) -> dict[str, list[str]]:
-    """{lesson: names of exercises} that words name; no word means everything. Raises
+def chosen(words: list[str]) -> dict[Path, list[str]]:
+    """{notebook: names of exercises} that words name; no word means everything. Raises
     Unknown."""
-    lessons = [] if words else lesson_names()
+    whole = [] if words else [learners(lesson) for lesson in lesson_names()]
     picked = {}
     for word in words:
-        if lesson := lesson_called(word):
-            lessons.append(lesson)
+        if path := notebook_called(word):
+            whole.append(path)
             continue
         try:
             exercise = exercise_called(word)
@@ -240,9 +271,9 @@ def chosen(words: list[str]) -> dict[str, list[str]]:
                 f"There is no lesson and no exercise '{word}'.{_near(word, names)} The "
                 f"lessons are: {there}."
             ) from None
-        picked.setdefault(exercise.lesson, []).append(exercise.name)
-    for lesson in lessons:
-        picked[lesson] = [x.name for x in exercises(lesson)]
+        picked.setdefault(learners(exercise.lesson), []).append(exercise.name)
+    for path in whole:
+        picked[path] = [x.name for x in exercises(which.lesson_at(path))]
     return dict(sorted(picked.items()))
 
 

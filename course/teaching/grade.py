@@ -48,10 +48,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from course.checks import notebook
 from course.checks.explain import DONE, TO_DO, WRONG
 from course.kit.words import counted
 from course.paths import lesson_names, tests_of
+from course.saved import which
 from course.teaching.grade_process import (
     MEMORY_GB,
     SECONDS,
@@ -148,8 +148,8 @@ def submission(handed: Handed) -> Job:
         problem = f"the file has over {NOTEBOOK_MB} MB: clear its outputs"
     else:
         try:
-            text = notebook.text_of(handed.read())
-            if lesson := notebook.lesson_of(handed.name, text):
+            text = which.text_of(handed.read())
+            if lesson := which.lesson_of(handed.name, text):
                 return Job(handed.name, lesson, text)
         except CANNOT_READ as error:
             problem = f"the file cannot be read: {error}"

@@ -5,7 +5,8 @@
 
 `nbgrader` makes a course folder for nbgrader 0.9, outside this repository. Each lesson
 is an assignment, and an exercise has as many points as its difficulty has stars. What
-is there already stays as it is, unless you give `--force`. Then, in FOLDER:
+is there already stays as it is, unless you give `--force`, which first copies it into
+FOLDER/backups and names the copy. Then, in FOLDER:
 
     nbgrader generate_assignment 04_top_k     release/ holds what students get
     nbgrader autograde 04_top_k               grades submitted/<student>/04_top_k/
@@ -24,8 +25,10 @@ import sys
 from pathlib import Path
 
 from course.checks import notebook
+from course.learner import backups
 from course.making import build
 from course.paths import ROOT, SOLUTIONS
+from course.saved import books
 from course.teaching.grade_process import points_of
 
 CONFIG = '''\
@@ -63,13 +66,15 @@ def main(arguments=None):
     command = commands.add_parser("nbgrader", help="a course folder for nbgrader")
     command.add_argument("folder", type=Path, help="outside this repository")
     command.add_argument("lessons", nargs="*", help="numbers or names; none means all")
-    command.add_argument("--force", action="store_true", help="replace what is there")
+    told = "replace what is there; keeps a copy"
+    command.add_argument("--force", action="store_true", help=told)
     options = parser.parse_args(arguments)
     nbgrader(options.folder, build.chosen(options.lessons), options.force)
 
 
 def nbgrader(folder: Path, lessons: list[str], force: bool = False):
-    """Write nbgrader_config.py and source/<lesson>/<lesson>.ipynb into `folder`."""
+    """Write nbgrader_config.py and source/<lesson>/<lesson>.ipynb into `folder`. With
+    `force` over what is there, which is kept in backups/ in `folder`."""
     folder = folder.resolve()
     if folder.is_relative_to(ROOT):
         sys.exit(
@@ -80,19 +85,28 @@ def nbgrader(folder: Path, lessons: list[str], force: bool = False):
         sys.exit(f"{folder} is a file: give the name of a folder.")
     sources = [folder / "source" / lesson / f"{lesson}.ipynb" for lesson in lessons]
     for target in sources:
-        if _is_free(target, force):
+        if _may_write(target, force):
             target.parent.mkdir(parents=True, exist_ok=True)
-            build.write(assignment(target.stem), target)
+            made = assignment(target.stem)
+            _keep(target, build.as_text(made), folder)
+            build.write(made, target)
     config = folder / "nbgrader_config.py"
-    if _is_free(config, force):
-        config.write_text(CONFIG, encoding="utf-8", newline="\n")
+    if _may_write(config, force):
+        _keep(config, CONFIG, folder)
+        books.write(config, CONFIG)
     print(f"Now, in {folder}: nbgrader generate_assignment {lessons[0]}")
 
 
-def _is_free(target: Path, force: bool) -> bool:
-    free = force or not target.exists()
-    print(f"{'wrote' if free else 'kept, since it was there:'} {target}")
-    return free
+def _may_write(target: Path, force: bool) -> bool:
+    may = force or not target.exists()
+    print(f"{'writing' if may else 'left, since it was there:'} {target}")
+    return may
+
+
+def _keep(target: Path, text: str, folder: Path):
+    """A copy of what is there, unless it is what is written now."""
+    if target.exists() and target.read_bytes() != text.encode():
+        print(f"kept what was there as {backups.keep(target, folder / 'backups')}")
 
 
 def assignment(lesson: str):

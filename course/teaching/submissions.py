@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from course.checks import notebook
+from course.saved import which
 
 NOTEBOOK_MB = 50
 ARCHIVE_MB = 500  # of an archive within an archive
@@ -105,9 +105,9 @@ def _is_notebook(size: int, opened) -> bool:
         return False
     try:
         with opened() as file:
-            if not notebook.text_of(file.read(200)).lstrip().startswith("{"):
+            if not which.text_of(file.read(200)).lstrip().startswith("{"):
                 return False
-        data = json.loads(notebook.text_of(_content(opened)))
+        data = json.loads(which.text_of(_content(opened)))
         return isinstance(data, dict) and "nbformat" in data
     except (*CANNOT_READ, RecursionError):
         return False

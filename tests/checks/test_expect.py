@@ -44,6 +44,37 @@ def test_tensors_that_differ_look_different(shape):
     assert float(wish) != float(given)
 
 
+def test_ids_that_agree_and_are_too_few_or_too_many_say_of_what():
+    ids = torch.arange(12).reshape(3, 4)
+    two = "3 rows are asked for, yours are 2"
+    six = "3 rows are asked for, yours are 6"
+    early, late = "yours stops too early", "yours goes on for too long"
+    for got, told in (
+        (ids[:2], two),
+        (torch.cat([ids, ids]), six),
+        (ids[:, :2], early),
+        (torch.cat([ids, ids], -1), late),
+        (ids[:2, :2], f"{early}; {two}"),
+    ):
+        text = said(expect.same_ids, got, ids, "f()")
+        assert text.endswith(f". The tokens that both have agree; {told}."), text
+
+
+@pytest.mark.parametrize("step", [0, 11, 12, 30, 39])
+def test_the_id_that_differs_first_is_among_those_shown(step):
+    ids = torch.arange(40)[None]
+    other = ids.clone()
+    other[0, step] = 99
+    text = said(expect.same_ids, other, ids, "f()")
+    _, yours, expected = text.splitlines()
+    assert " 99" in yours.replace("[", " ")
+    assert f" {step}" in expected.replace("[", " ")
+
+
+def test_an_object_is_shown_without_its_address():
+    assert expect.show([object()]) == "[<object object>]"
+
+
 def test_no_line_lists_more_than_some_dozens_of_numbers():
     rows = [list(range(500)) for _ in range(50)]
     texts = [

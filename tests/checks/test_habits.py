@@ -17,6 +17,7 @@ import course
 from course.checks import carrying, checking, explain, notebook, plugin
 from course.making import build
 from course.paths import ROOT, SOLUTIONS, lesson_names
+from course.saved import which
 
 RIGHT = """\
 def top_k_filter(logits, top_k):
@@ -347,14 +348,14 @@ def test_of_two_wrong_answers_it_is_said_which_one_was_checked(table):
 
 def test_checkpoints_and_other_notebooks_are_no_lessons(tmp_path):
     poem = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("def ode(): 1")])
-    assert notebook.lesson_at(save(poem, tmp_path / "poem.ipynb")) == ""
-    assert notebook.lesson_at(tmp_path / "missing.ipynb") == ""
+    assert which.lesson_at(save(poem, tmp_path / "poem.ipynb")) == ""
+    assert which.lesson_at(tmp_path / "missing.ipynb") == ""
     for lesson in lesson_names():
         path = tmp_path / "Untitled1.ipynb"
         save(build.as_built(lesson), path)  # its stubs tell which it is
-        assert notebook.lesson_at(path) == lesson
+        assert which.lesson_at(path) == lesson
     for name in ("04_top_k-Copy1", "04-Top-K (1)", "anna 04_top_k", "04_top_k.kept-1"):
-        assert notebook.lesson_at(tmp_path / f"{name}.ipynb") == LESSON
+        assert which.lesson_at(tmp_path / f"{name}.ipynb") == LESSON
 
 
 # --- choosing and carrying ------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_an_answer_in_another_cell_is_not_called_a_stub(course):
     book["cells"].append(own)
     books.write(course.path(), books.as_text(book))
     exercises = [x.name for x in books.exercises("04_top_k")]
-    assert check._written("04_top_k", exercises) == ["top_k_filter"]
+    assert check._written(course.path(), exercises) == ["top_k_filter"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cells": 3}', None])
@@ -86,15 +86,92 @@ def test_options_of_pytest_run_all_that_was_named(course, monkeypatch):
     assert everything[-2:] == [str(course.path("03_your_own_loop")), str(course.path())]
 
 
-def test_what_is_called_by_number_name_or_file_is_found(course):
+def test_what_is_called_by_number_name_or_file_is_found(course, monkeypatch):
+    monkeypatch.chdir(course.folder)
+    everything = [x.name for x in books.exercises("04_top_k")]
     for word in ("4", "04", "top_k", "04_top_k", "lessons/04_top_k.ipynb"):
-        assert list(books.chosen([word])) == ["04_top_k"], word
+        assert books.chosen([word]) == {course.path(): everything}, word
     assert books.chosen(["04.2", "decode"]) == {
-        "03_your_own_loop": ["decode"],
-        "04_top_k": ["kept_mass"],
+        course.path("03_your_own_loop"): ["decode"],
+        course.path(): ["kept_mass"],
     }
     with pytest.raises(books.Unknown, match="Did you mean kept_mass"):
         books.chosen(["04", "kept_mas"])
+
+
+COPIES = ("my 04.ipynb", "04_top_k-Copy1.ipynb", "04_top_k (1).ipynb", "04.ipynb")
+
+
+def test_a_copy_is_found_by_the_name_that_it_has(course, monkeypatch):
+    everything = [x.name for x in books.exercises("04_top_k")]
+    elsewhere = course.folder / "downloads"
+    elsewhere.mkdir()
+    for folder in (course.lessons, elsewhere):
+        monkeypatch.chdir(folder)
+        for name in COPIES:
+            (folder / name).write_bytes(course.path().read_bytes())
+            for word in (name, str(folder / name)):
+                assert books.chosen([word]) == {folder / name: everything}, word
+    # From anywhere, one in lessons/; without its ending, where that names no lesson.
+    monkeypatch.chdir(course.folder)
+    for word in ("my 04.ipynb", "my 04", "04_top_k-Copy1"):
+        assert list(books.chosen([word])) == [
+            course.lessons / f"{word.removesuffix('.ipynb')}.ipynb"
+        ]
+    assert list(books.chosen(["04"])) == [course.path()]
+    # The same name elsewhere is another file; lessons/ is known by any way to it.
+    (elsewhere / "04_top_k.ipynb").write_bytes(course.path().read_bytes())
+    found = list(books.chosen(["downloads/04_top_k.ipynb"]))
+    assert found == [elsewhere / "04_top_k.ipynb"]
+    assert list(books.chosen(["downloads/../lessons/04_top_k.ipynb"])) == [
+        course.path()
+    ]
+
+
+def test_a_notebook_of_no_lesson_is_refused_by_its_name(course):
+    (course.lessons / "poem.ipynb").write_text('{"cells": []}', encoding="utf-8")
+    for word in ("poem.ipynb", "poem"):
+        with pytest.raises(books.Unknown, match="poem.ipynb is of no lesson"):
+            books.chosen([word])
+    with pytest.raises(books.Unknown, match="There is no lesson and no exercise 'ode"):
+        books.chosen(["ode.ipynb"])
+
+
+def test_a_copy_is_checked_itself_and_is_nobodys_progress(course, capfd):
+    course.write("top_k_filter", course.RIGHT)
+    copy = course.lessons / "my 04.ipynb"
+    course.path().rename(copy)
+    course.path().write_text(books.as_text(books.as_built("04_top_k")), "utf-8")
+    assert check.check(["my 04.ipynb"]) == 1
+    out = capfd.readouterr().out
+    assert "my 04.ipynb" in out
+    assert "✓ top_k_filter  done" in out
+    assert "5 exercises: 1 done, 0 wrong, 4 to do" in out
+    assert "next:" not in out, "that would speak of the lesson itself"
+    assert standing.states("04_top_k")["top_k_filter"] == TO_DO
+    assert not (course.lessons / standing.FILE).exists()
+    assert check.check(["04"]) == 1
+    assert "5 exercises: 0 done, 0 wrong, 5 to do" in capfd.readouterr().out
+
+
+def test_pytest_gets_a_copy_as_it_is(course, monkeypatch):
+    given = []
+    monkeypatch.setattr(pytest, "main", lambda a, **_: given.append(a) or 0)
+    copy = course.lessons / "my 04.ipynb"
+    copy.write_bytes(course.path().read_bytes())
+    check.check(["my 04.ipynb"], ["-x"])
+    assert given[0][-2:] == ["-x", str(copy)]
+    assert "-k" not in given[0]
+
+
+def test_watch_takes_a_copy_too(course, monkeypatch, capsys):
+    copy = course.lessons / "my 04.ipynb"
+    copy.write_bytes(course.path().read_bytes())
+    checked = []
+    monkeypatch.setattr(watching.time, "sleep", lambda _: copy.write_bytes(b"{}"))
+    monkeypatch.setattr(watching.check, "check", lambda words: checked.append(words))
+    watching.watch(["my 04.ipynb"], looks=1)
+    assert checked == [[str(copy)]]
 
 
 # --- watch ----------------------------------------------------------------------------
@@ -110,7 +187,7 @@ def test_watch_checks_what_was_saved_and_nothing_else(course, monkeypatch, capsy
     monkeypatch.setattr(watching.time, "sleep", sleep)
     monkeypatch.setattr(watching.check, "check", lambda words: checked.append(words))
     assert watching.watch([], looks=3) == 0
-    assert checked == [["04_top_k"]]
+    assert checked == [[str(course.path())]]
     assert "Watching all lessons" in capsys.readouterr().out
 
 

@@ -43,6 +43,16 @@ def test_a_whole_lesson_is_put_back_and_the_old_one_kept(course, capsys):
     assert b"\xff{" in [path.read_bytes() for path in course.backups()]
 
 
+def test_a_copy_is_not_reset_nor_is_the_lesson_in_its_place(course):
+    course.write("top_k_filter", course.RIGHT)
+    copy, mine = course.lessons / "04_top_k-Copy1.ipynb", course.path().read_bytes()
+    copy.write_bytes(mine)
+    with pytest.raises(books.Unknown, match="is a copy of a lesson.*reset 04`"):
+        resetting.reset_all(["04_top_k-Copy1.ipynb"])
+    assert copy.read_bytes() == course.path().read_bytes() == mine
+    assert not course.backups()
+
+
 def test_one_exercise_is_put_back_and_all_else_stays(course):
     course.write("kept_mass", "mine = 1\n")
     only_mass = course.path().read_bytes()

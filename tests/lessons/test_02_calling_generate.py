@@ -179,7 +179,7 @@ class FakeGenerate:
                 "generate was given the BatchEncoding itself: unpack it, **prompt"
             )
         assert len(ids) == len(self.texts), (
-            f"generate was given {len(ids)} prompt(s), not {len(self.texts)}: one call "
+            f"generate was given {len(ids)} of {len(self.texts)} prompts: one call "
             "for all that were asked for"
         )
         for name, given in (("prompt", ids), ("mask", options.get("attention_mask"))):
@@ -232,7 +232,8 @@ def input_ids(got, call):
     ],
 )
 def test_the_prompt_worked_by_hand(build_prompt, messages, text):
-    call = f"build_prompt of {len(messages())} message(s)"
+    number = len(messages())
+    call = f"build_prompt of {number} message{'s' * (number > 1)}"
     got = input_ids(build_prompt(toy_tokenizer(), messages()), call)
     assert got.dim() == 2, (
         f"{call}: input_ids should be (1, seq), not {tuple(got.shape)}"
@@ -465,9 +466,10 @@ def test_the_batch_is_padded_on_the_left(reply_batch, side, pad):
     expect.value(got, said, call, misread_batch(got, said))
     for name, was in (("padding_side", side), ("pad_token", pad)):
         now = getattr(tokenizer, name)
+        way = ", or pass the side in the call" if name == "padding_side" else ""
         assert now == was, (
             f"the tokenizer came with {name}={was!r} and left with {now!r}: put it "
-            "back, or pass the side in the call"
+            f"back{way}"
         )
 
 
@@ -789,6 +791,23 @@ def test_the_layer_and_the_row_are_the_ones_asked_for(attention_map, make):
             found = [s for s, x in readings if torch.allclose(got, x, atol=1e-5)]
             hint = found[0] if found else ""
         same_map(got, oracle[layer][0], call, hint)
+
+
+@MODELS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_asked_as_it_is(attention_map, make, dtype):
+    ids = torch.tensor([[5, 17, 40, 8, 9]])
+    model, other = make().to(dtype), make().to(dtype)
+    other.set_attn_implementation("eager")
+    with torch.no_grad():
+        oracle = other(ids, output_attentions=True).attentions[1][0]
+    call = f"attention_map(a model in {dtype}, ids, 1)"
+    got = map_of(attention_map, model, ids, 1)
+    map_shape(got, 5, call)
+    now = next(model.parameters()).dtype
+    assert now == dtype, f"{call} left the model in {now}: others still use it"
+    # Wide enough for a copy of the model in float32.
+    expect.same(got.float(), oracle.float(), call, "", 0.05)
 
 
 def state_of(model):

@@ -788,6 +788,7 @@ def test_values_that_make_no_sense_are_refused(CustomDecoder):
     for name, options in (
         ("max_new_tokens", {"max_new_tokens": 0}),
         ("temperature", {"do_sample": True, "temperature": 0.0}),
+        ("temperature", {"do_sample": True, "temperature": float("nan")}),
         ("top_k", {"do_sample": True, "top_k": -1}),
     ):
         model = ScriptedModel.of_tokens([[6]], vocab_size=10)

@@ -720,6 +720,10 @@ def test_exclusion_leaves_its_input_alone(xtc_filter):
 # --- Mirostat -------------------------------------------------------------------------
 
 
+def bits(number) -> str:
+    return f"{number:.0f} bit{'s' * (round(number) != 1)}"
+
+
 def test_steering_worked_by_hand(Mirostat):
     sampler = Mirostat(0.5)
     logits = logits_of([0.5, 0.25, 0.25])
@@ -732,7 +736,7 @@ def test_steering_worked_by_hand(Mirostat):
     hot = Mirostat(1.5, 1.0)  # mu is 3 bits: all stay
     token = hot.pick(logits).item()
     observed = 1.0 if token == 0 else 2.0
-    call = f"mu after Mirostat(1.5, rate=1) drew token {token}, {observed:.0f} bit(s)"
+    call = f"mu after Mirostat(1.5, rate=1) drew token {token}, {bits(observed)}"
     hint = f"mu = 3 - 1 * ({observed:.0f} - 1.5)."
     mu = expect.tensor(hot.mu, (1, 1), call).item()
     if abs(mu - (3 - (observed * math.log(2) - 1.5))) < 1e-3:
@@ -771,7 +775,7 @@ def test_a_token_at_the_cut_stays(Mirostat):
         call = "Mirostat(1, rate=1).pick of 0.5, 0.25, 0.25"
         expect.tensor(token, (1, 1), call, torch.int64)
         observed = 2.0 if token.item() else 1.0
-        hint = f"It drew token {token.item()}, {observed:.0f} bit(s). The tokens of 2 "
+        hint = f"It drew token {token.item()}, {bits(observed)}. The tokens of 2 "
         hint += "bits are at mu, not above it."
         wanted = [[2 - (observed - 1)]]
         expect.same(sampler.mu, wanted, f"{call}: mu afterwards", hint, 1e-4)

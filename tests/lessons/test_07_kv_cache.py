@@ -428,12 +428,12 @@ def test_no_call_after_the_last_token(decode_cached):
     for new in (1, 20):
         model.calls.clear()
         got = decode_cached(model, *one(), new, greedy, [], 0)
-        call = f"decode_cached with {new} new token(s)"
+        call = f"decode_cached with {new} new token{'s' * (new != 1)}"
         expect.tensor(got, (1, 4 + new), call, torch.int64)
         calls = len(model.calls)
         why = ": the last token is not fed" if calls == new + 1 else ""
         assert calls == new, (
-            f"{call} needs {new} call(s) of the model, not {calls}{why}"
+            f"{call} needs {new} call{'s' * (new != 1)} of the model, not {calls}{why}"
         )
         wanted = [4] + [1] * (new - 1)
         expect.value(model.widths, wanted, f"the number of tokens fed by {call}")
@@ -587,7 +587,8 @@ def test_bytes_worked_by_hand(cache_bytes):
     call = "cache_bytes with 2 layers, 4 key-value heads of 8, batch 3, 10 positions"
     expect.value(got, 15360, call, hint)
     for dtype, wanted in ((torch.float64, 30720), (torch.float8_e4m3fn, 3840)):
-        hint = f"A number of {dtype} has {dtype.itemsize} byte(s): dtype.itemsize."
+        size = f"{dtype.itemsize} byte{'s' * (dtype.itemsize != 1)}"
+        hint = f"A number of {dtype} has {size}: dtype.itemsize."
         got = cache_bytes(config, 3, 10, dtype)
         expect.value(got, wanted, f"{call}, {dtype},", hint)
 

@@ -10,6 +10,7 @@ import pytest
 
 from course import paths
 from course.checks import notebook
+from course.learner import backups
 from course.making import build
 from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names, shown
 from course.saved import books
@@ -112,6 +113,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "SOLUTIONS", tmp_path / "solutions")
     monkeypatch.setattr(build, "LESSONS", tmp_path / "lessons")
     monkeypatch.setattr(build, "lesson_names", lambda: ["00_tiny"])
+    monkeypatch.setattr(backups, "BACKUPS", tmp_path / "backups")
     monkeypatch.setattr(build, "tests_of", lambda name: tmp_path / f"test_{name}.py")
     return tmp_path
 
@@ -190,15 +192,17 @@ def test_a_forced_build_keeps_copies_of_work_and_names_them(quick, capsys):
     path = quick / "lessons" / "00_tiny.ipynb"
     built = path.read_text(encoding="utf-8")
     build.main(["--force"])
-    assert not list(quick.glob("*/*-kept-*")), "nothing was lost, nothing is kept"
+    assert not backups.BACKUPS.exists(), "nothing was lost, nothing is kept"
     for n in (1, 2):
         mine = solve(path)
         capsys.readouterr()
         build.main(["--force", "00"])
         assert path.read_text(encoding="utf-8") == built
-        kept = path.with_name(f"00_tiny-kept-{n}.ipynb")
+        assert len(list(backups.BACKUPS.iterdir())) == n
+        said = capsys.readouterr().out
+        (name,) = re.findall(r"^kept 00_tiny.ipynb as (\S+)$", said, re.MULTILINE)
+        kept = backups.BACKUPS / name
         assert kept.read_text(encoding="utf-8") == mine
-        assert kept.name in capsys.readouterr().out
     path.write_text("cut off", encoding="utf-8")
     build.main([])
     assert path.read_text(encoding="utf-8") == "cut off"

@@ -5,6 +5,7 @@ or from a scripted model, never from the server's own engine.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -33,8 +34,13 @@ from tiny_models.engine import (
     token_bytes,
 )
 from tiny_models.server import ChatRequest
-from tiny_models.server.command import open_to_others, own_address
+from tiny_models.server.command import allow_more_files, open_to_others, own_address
 from tiny_models.server.idle import IDLE
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 torch.set_num_threads(1)
 
@@ -1440,7 +1446,7 @@ print("bye")
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent alone on Windows")
 def test_the_command_ends_in_seconds_however_long_the_prompt(tmp_path, tokenizer):
     """By SIGTERM as by Ctrl-C, and a second one changes nothing. The prompt being read
-    would take minutes: each piece waits a second."""
+    would take minutes: each piece waits 0.3 seconds."""
     model = random_llama(vocab_size=len(tokenizer), max_position_embeddings=10**6)
     model.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
@@ -1487,7 +1493,8 @@ runpy.run_module("tiny_models.server", run_name="__main__")
                 assert asked.result().json()["error"]["code"] == "shutting_down"
             _, errors = process.communicate(timeout=60)
             assert (process.returncode, errors) == (0, "")
-            assert time.monotonic() - start < 10  # a second or two if nobody else works
+            # 4 to 5 seconds on cores that four others use as well
+            assert time.monotonic() - start < 8
     finally:
         for process in started:
             process.kill()
@@ -1512,37 +1519,70 @@ def test_the_command_says_who_may_use_it_and_gives_an_address_that_works(
 def test_more_connections_than_open_files_are_waited_for_in_silence():
     """300 of them where 256 files are allowed printed 26,000 tracebacks."""
     program = """
-import resource, socket, sys, time
+import resource, sys
 sys.path.insert(0, sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from test_server import *
 from tiny_models.server.command import allow_more_files
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
 allow_more_files()
-assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 4096)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (256, 256), "it may not"
 tokenizer = byte_level_tokenizer()
 with serve(random_llama(vocab_size=len(tokenizer)), tokenizer) as server:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-    mine = []
-    try:
-        for _ in range(80):
-            mine.append(socket.create_connection(("127.0.0.1", server.port), 5))
-    except OSError:
-        pass
-    time.sleep(2.5)
-    for connection in mine:
-        connection.close()
-    time.sleep(1.5)
-    print(len(mine) > 20, chat(server, max_tokens=1)["object"])
+    print(server.port, server.model, flush=True)
+    sys.stdin.read()
 """
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", program, os.path.dirname(__file__)],
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=200,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "True chat.completion\n"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allow_more_files()
+    with contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        opened.callback(process.kill)
+        port, name = process.stdout.readline().split()
+        body = json.dumps({"model": name, "messages": HI, "max_tokens": 1})
+        request = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            "Content-Type: application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        clients = []
+        for _ in range(300):
+            client = socket.create_connection(("127.0.0.1", int(port)), 5)
+            clients.append(opened.enter_context(client))
+        # The first ones are let in, which leaves room for the files that an answer
+        # opens; the others as these leave.
+        for client in clients:
+            client.sendall(request)
+        for client in clients:
+            client.settimeout(60)
+            with client, client.makefile("rb") as answer:
+                said = answer.read()
+                assert said.startswith(b"HTTP/1.1 200 OK\r\n"), said
+                assert b"chat.completion" in said
+        _, errors = process.communicate("", timeout=60)
+        assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_the_limit_of_open_files_is_raised_as_far_as_is_allowed(monkeypatch):
+    limits, none = {}, resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", limits.get)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    for before, after in (
+        ((256, none), (4096, none)),
+        ((256, 1024), (1024, 1024)),
+        ((256, 256), (256, 256)),
+        ((10_000, none), (10_000, none)),
+        ((none, none), (none, none)),
+    ):
+        limits[resource.RLIMIT_NOFILE] = before
+        allow_more_files()
+        assert limits[resource.RLIMIT_NOFILE] == after
 
 
 def test_the_command_says_in_one_line_what_is_wrong(

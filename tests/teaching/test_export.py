@@ -124,10 +124,21 @@ def test_what_a_teacher_has_changed_is_kept(tmp_path, capsys):
         path.write_text("mine")
     nbgrader_export.main(["nbgrader", str(folder), "04", "05"])
     assert [path.read_text() for path in mine] == ["mine", "mine"]
-    assert "kept, since it was there" in capsys.readouterr().out
+    assert "left, since it was there" in capsys.readouterr().out
+    assert not (folder / "backups").exists()
     assert sorted(p.name for p in (folder / "source").iterdir()) == lesson_names()[3:5]
-    nbgrader_export.main(["nbgrader", str(folder), "04", "--force"])
-    assert [path.read_bytes() for path in mine] == first, "two exports differ"
+    for n, work in enumerate(["mine", "mine again"], 1):
+        for path in mine:
+            path.write_text(work)
+        for _ in range(2):  # the second finds nothing to keep
+            nbgrader_export.main(["nbgrader", str(folder), "04", "--force"])
+        assert [path.read_bytes() for path in mine] == first, "two exports differ"
+        kept = sorted((folder / "backups").iterdir())
+        assert [path.suffix for path in kept].count(".py") == n
+        assert [path.suffix for path in kept].count(".ipynb") == n
+        assert [path.read_text() for path in kept].count(work) == 2
+        said = capsys.readouterr().out
+        assert sum(str(path) in said for path in kept) == 2
     assert not list(folder.rglob("*.part"))
 
 

@@ -25,7 +25,8 @@ class Step:
 
 
 class Engine(Protocol):
-    """Messages in, text out. All is called from one event loop, for many answers.
+    """Messages in, text out. All is called from one event loop, for many answers; stop
+    and close once more each time that the server is closed.
 
     name: the model's id for clients. context: the most tokens of prompt and answer.
     vocab_size: token ids are below it. Any method may raise APIError, which becomes the
@@ -45,8 +46,8 @@ class Engine(Protocol):
     ) -> AsyncIterator[Step]:
         """One choice for each Sampling, until all have finished.
 
-        An async generator: the client has gone when it is closed. It need not run
-        ahead of its reader.
+        An async generator: the client has gone when it is closed, or cancelled where
+        it awaits. It need not run ahead of its reader.
         """
         ...
 

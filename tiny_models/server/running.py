@@ -12,9 +12,16 @@ import urllib.request
 
 import uvicorn
 
+try:
+    import resource
+except ImportError:  # Windows has no limit of open files
+    resource = None
+
 from tiny_models.server.app import build_app
 from tiny_models.server.interface import Engine
 from tiny_models.server.turns import ModelEngine
+
+SPARE_FILES = 32  # kept free of connections: an answer opens files, too
 
 
 class Server:
@@ -96,10 +103,39 @@ class Server:
         return f"Server({self.base_url}, model={self.model!r}{state})"
 
 
+class _Listener(socket.socket):
+    """Lets nobody in while the process has hardly a file left that it may open: they
+    wait in the system's queue. An answer opens files itself (a seed comes from one)."""
+
+    _told = float("-inf")  # when asyncio was told to wait
+
+    def accept(self):
+        if not _is_full(self.fileno()):
+            return super().accept()
+        # asyncio goes on at once after the first of these errors, to try again in a
+        # second, and gives up for now at the second.
+        if time.monotonic() - self._told < 0.5:
+            raise BlockingIOError
+        self._told = time.monotonic()
+        raise OSError(errno.EMFILE, "too many open files")
+
+
+def _is_full(any_file: int) -> bool:
+    if resource is None:
+        return False
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return False
+    try:
+        lowest_free = os.dup(any_file)
+    except OSError:
+        return True
+    os.close(lowest_free)
+    return lowest_free >= soft - SPARE_FILES
+
+
 def _quietly_full(loop: asyncio.AbstractEventLoop, context: dict) -> None:
-    """Where the process may open no more files, asyncio tries to accept a connection
-    again after a second. Until then it waits in the system's queue: no need to say so,
-    thousands of times."""
+    """No need to say each second that the process may open no more files."""
     if getattr(context.get("exception"), "errno", None) not in (
         errno.EMFILE,
         errno.ENFILE,
@@ -179,7 +215,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"port is {port}, but must be from 0 (any free one) to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        made = socket.create_server((host, port), family=family)
+        return _Listener(fileno=made.detach())
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             reason = (

@@ -373,6 +373,15 @@ def a_copy_of_the_model(model, ids, layer):
 
 
 @right("attention_map")
+def in_float32(model, ids, layer):
+    """Wider numbers than the model's own."""
+    mine = copy.deepcopy(model).float()
+    mine.set_attn_implementation("eager")
+    with torch.no_grad():
+        return mine(ids[:1], output_attentions=True).attentions[layer][0]
+
+
+@right("attention_map")
 @torch.no_grad()
 def put_back_by_except(model, ids, layer):
     """Puts it back on both ways out, without a `finally`."""

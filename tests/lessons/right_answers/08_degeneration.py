@@ -287,9 +287,15 @@ def with_a_table(logits, ids, multiplier, base, allowed_length):
 # --- distinct_n -----------------------------------------------------------------------
 
 
+def no_string(texts):
+    if isinstance(texts, str):
+        raise TypeError("a list of texts, please")
+
+
 @right("distinct_n")
 def with_counters_of_grams(texts, n):
     """One Counter for all texts."""
+    no_string(texts)
     at_least(n, 1, "n")
     counts = Counter()
     for text in texts:
@@ -301,6 +307,7 @@ def with_counters_of_grams(texts, n):
 @right("distinct_n")
 def with_strings(texts, n):
     """n-grams as strings."""
+    no_string(texts)
     at_least(n, 1, "n")
     lists = [text.split() for text in texts]
     grams = [" ".join(w[i : i + n]) for w in lists for i in range(len(w) - n + 1)]
@@ -310,6 +317,7 @@ def with_strings(texts, n):
 @right("distinct_n")
 def counting_as_it_goes(texts, n):
     """A set and a number."""
+    no_string(texts)
     at_least(n, 1, "n")
     different, number = set(), 0
     for words in map(str.split, texts):
@@ -323,6 +331,7 @@ def counting_as_it_goes(texts, n):
 
 
 def two_or_more(texts):
+    no_string(texts)
     if len(texts) < 2:
         raise ValueError(f"self-BLEU compares at least two texts, got {len(texts)}")
 

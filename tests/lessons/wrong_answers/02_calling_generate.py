@@ -1169,3 +1169,25 @@ def put_back_after_exceptions(model, ids, layer):
         raise
     model.set_attn_implementation(before)
     return found
+
+
+@wrong(
+    "attention_map",
+    "test_a_half_precision_model_is_asked_as_it_is",
+    "left the model in torch.float32",
+)
+def turns_the_model_to_float32(model, ids, layer):
+    """For better numbers; the caller's model has twice the size from now on."""
+    return maps_of(model.float(), ids, lambda out: out.attentions[layer][0])
+
+
+@wrong(
+    "attention_map",
+    "test_a_half_precision_model_is_asked_as_it_is",
+    "RuntimeError",
+)
+def into_a_float32_tensor(model, ids, layer):
+    """An index_copy_ between dtypes is an error; models in float32 do not show it."""
+    found = maps_of(model, ids, lambda out: out.attentions[layer][0])
+    made = torch.empty(found.shape, dtype=torch.float32)
+    return made.index_copy_(0, torch.arange(len(found)), found)

@@ -698,7 +698,7 @@ class Base:
             raise ValueError("input_ids should be (batch, seq)")
         if new < 1:
             raise ValueError("max_new_tokens must be 1 or more")
-        if do_sample and (temperature <= 0 or top_k < 0):
+        if do_sample and (not temperature > 0 or top_k < 0):
             raise ValueError("temperature above 0, top_k 0 or more")
 
     def draw(self, logits, temperature, top_k):
@@ -1112,3 +1112,13 @@ class GeneratorPutBack(Base):
     def generate(self, *arguments, **options):
         with torch.random.fork_rng():
             return super().generate(*arguments, **options)
+
+
+@wrong("CustomDecoder", "test_values_that_make_no_sense_are_refused", "temperature=nan")
+class NotANumberPasses(Base):
+    """NaN is neither below 0 nor 0."""
+
+    def refuse(self, input_ids, new, do_sample, temperature, top_k):
+        if do_sample and temperature <= 0:
+            raise ValueError("temperature must be above 0")
+        super().refuse(input_ids, new, do_sample, 1.0, top_k)

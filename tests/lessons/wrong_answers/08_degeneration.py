@@ -110,7 +110,7 @@ def one_for_the_batch(model, ids, mask, start=1):
 @wrong(
     "perplexity",
     "test_start_counts_places_of_the_padded_batch",
-    "padding is counted there, too",
+    "padding on the left is counted, too",
 )
 def start_counts_real_tokens(model, ids, mask, start=1):
     """The first `start` tokens of the text, wherever it begins."""
@@ -119,7 +119,7 @@ def start_counts_real_tokens(model, ids, mask, start=1):
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
-@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "on the right")
+@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "also where start")
 def padding_counts_behind_start(model, ids, mask, start=1):
     """The mask is dropped where start is given: only right if start is behind it."""
     surprisal, counts = scored(model, ids, mask, start)
@@ -943,6 +943,20 @@ def n_is_looked_at_text_by_text(texts, n):
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+@wrong("distinct_n", "test_one_string_is_no_list_of_texts", "raise TypeError")
+def a_string_is_a_list_of_letters(texts, n):
+    """Takes each letter for a text, in silence."""
+    above_0(n)
+    grams = [gram for text in texts for gram in grams_of(text.split(), n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+@wrong("distinct_n", "test_one_string_is_no_list_of_texts", "distinct_n('', 1)")
+def an_empty_string_is_an_empty_list(texts, n):
+    """Looks at the type only where there is something."""
+    return reference("distinct_n")(texts or [], n)
+
+
 # --- self_bleu ------------------------------------------------------------------------
 
 BLEU = "test_bleu_worked_by_hand"
@@ -1013,13 +1027,19 @@ def short_texts_are_left_out(texts):
     return reference("self_bleu")(long) * len(long) / len(texts)
 
 
-@wrong("self_bleu", "test_the_nearest_length_counts", "r is the nearest length")
+@wrong("self_bleu", "test_the_nearest_length_counts", "Is r the mean?")
+def the_mean_length(texts):
+    """r is the mean of the lengths."""
+    return mean_bleu(texts, nearest=lambda lengths, c: sum(lengths) / len(lengths))
+
+
+@wrong("self_bleu", "test_the_nearest_length_counts", "Is r the shortest")
 def the_shortest_reference(texts):
     """r is the shortest of all."""
     return mean_bleu(texts, nearest=lambda lengths, c: min(lengths))
 
 
-@wrong("self_bleu", "test_the_nearest_length_counts", "the shorter one")
+@wrong("self_bleu", "test_the_nearest_length_counts", "the first of two equally")
 def the_first_of_two(texts):
     """Of two lengths equally near the one that comes first."""
     return mean_bleu(
@@ -1027,7 +1047,7 @@ def the_first_of_two(texts):
     )
 
 
-@wrong("self_bleu", "test_the_nearest_length_counts", "the shorter one")
+@wrong("self_bleu", "test_the_nearest_length_counts", "Is r the longer of two")
 def the_longer_of_two(texts):
     """Of two equally near references the longer one."""
     return mean_bleu(
@@ -1052,6 +1072,12 @@ def as_many_orders_as_there_are(texts):
 def bigrams_only(texts):
     """BLEU-2."""
     return mean_bleu(texts, orders=(1, 2)) if len(texts[0].split()) > 3 else 0.0
+
+
+@wrong("self_bleu", "test_one_string_is_no_list", "raise TypeError")
+def letters_are_compared(texts):
+    """Takes each letter of a string for a text."""
+    return mean_bleu(list(texts))
 
 
 SPLIT = "test_words_of_bleu_are_what_split_gives"

@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -156,6 +157,74 @@ def inspect_ai(url, model, stream):
     return asyncio.run(ours.generate(ASK)).completion
 
 
+def lm_eval(url, model, stream):
+    """A task of one question, in a file of our own."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    os.environ["OPENAI_API_KEY"] = KEY
+    import lm_eval
+
+    if stream:
+        return None  # it reads whole answers
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "test.jsonl")
+        data.write_text(json.dumps({"question": ASK, "answer": "Paris"}) + "\n")
+        task = {
+            "task": "capitals",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": folder},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 16},
+            "metric_list": [{"metric": "exact_match"}],
+        }
+        found = lm_eval.simple_evaluate(
+            model="local-chat-completions",
+            model_args={"model": model, "base_url": f"{url}/chat/completions"},
+            tasks=[task],
+            apply_chat_template=True,
+            bootstrap_iters=0,
+        )
+    return found["samples"]["capitals"][0]["resps"][0][0]
+
+
+def guidellm(url, model, stream):
+    """A benchmark of one request. Streamed, it asks for a usage in each chunk, and with
+    a fixed length for no end at EOS: the server has neither, and says so."""
+    program = Path(sys.executable).parent / "guidellm"
+    if not program.exists():
+        raise ImportError("guidellm")
+    if stream:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        data, report = Path(folder, "data.jsonl"), Path(folder, "report.json")
+        data.write_text(json.dumps({"prompt": ASK}) + "\n")
+        extras = json.dumps({"body": {"temperature": 0}})
+        backend = {
+            "kind": "openai_http",
+            "target": url.removesuffix("/v1"),
+            "model": model,
+            "request_format": "/v1/chat/completions",
+            "stream": "false",
+            "extras": extras,
+        }
+        options = {
+            "--backend": ",".join(f"{k}={v}" for k, v in backend.items()),
+            "--profile": "kind=synchronous",
+            "--constraint": "kind=max_requests,count=1",
+            "--data": f"kind=json_file,path={data}",
+            "--output": f"kind=json,path={report}",
+        }
+        words = [word for pair in options.items() for word in pair]
+        command = [program, "run", *words, "--disable-console"]
+        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        requests = json.loads(report.read_text())["benchmarks"][0]["requests"]
+    for failed in requests["errored"]:
+        raise RuntimeError(failed["info"]["error"])
+    return requests["successful"][0]["output"]
+
+
 def node(script):
     def ask(url, model, stream):
         command = ["node", HERE / script, url, model, ASK, "stream" if stream else ""]
@@ -210,6 +279,8 @@ CLIENTS = {
     "dspy": dspy,
     "llm": llm,
     "Inspect": inspect_ai,
+    "LM Evaluation Harness": lm_eval,
+    "guidellm": guidellm,
     "LibreChat's request": librechat,
     "Open WebUI's request": open_webui,
 }
