@@ -24,6 +24,7 @@ from course.paths import (
     shown,
     tests_of,
 )
+from course.saved import homes
 
 LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
 VERDICT = pytest.StashKey[explain.Verdict]()
@@ -139,7 +140,19 @@ def pytest_collect_file(file_path, parent):
     lesson = notebook.lesson_at(file_path)
     if not lesson or not tests_of(lesson).exists():
         return None
+    if _is_another_copy(file_path, lesson, parent.session):
+        return None
     return Notebook.from_parent(parent, path=file_path)
+
+
+def _is_another_copy(path, lesson, session) -> bool:
+    """Whether the learner has this lesson in another language, and has not named this
+    notebook nor its language's folder."""
+    if not homes.is_home(path.parent) or session.isinitpath(path):
+        return False
+    if homes.language_of(path) and session.isinitpath(path.parent):
+        return False
+    return path != homes.learners(lesson)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,7 +1,7 @@
 """Where to go on, a hint, our answer: what a learner may ask of an exercise."""
 
 from course.learner import check
-from course.saved import books, standing
+from course.saved import books, homes, standing
 from course.saved.states import BEGUN, DONE
 
 ALL_DONE = "All exercises of all lessons have passed."
@@ -19,7 +19,7 @@ def next_text() -> str:
         return ALL_DONE
     state = standing.states(exercise.lesson)[exercise.name]
     lines = [f"Exercise {exercise.number} · {exercise.name}"]
-    lines.append(f"    notebook  {books.shown(books.learners(exercise.lesson))}")
+    lines.append(f"    notebook  {books.shown(homes.learners(exercise.lesson))}")
     if exercise.section:
         lines.append(f"    section   {exercise.section}")
     if state == BEGUN:

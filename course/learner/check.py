@@ -10,7 +10,7 @@ import sys
 
 from course.checks import table
 from course.paths import ROOT, lesson_names, shown
-from course.saved import books, standing
+from course.saved import books, homes, standing
 from course.saved.states import DONE, TO_DO
 
 HINT = "More of one: `python start.py check 04`, of all: `python start.py check --long`"
@@ -44,7 +44,7 @@ def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
 
 def described(exercise: books.Exercise) -> str:
     """Which exercise it is, and where."""
-    where = shown(books.learners(exercise.lesson))
+    where = shown(homes.learners(exercise.lesson))
     return f"{exercise.name}, exercise {exercise.number} in {where}"
 
 
@@ -55,7 +55,7 @@ def rows_of(picked: dict[str, list[str]]) -> tuple[dict, int]:
     found, code = _run(written) if written else ({}, 0)
     rows = {}
     for lesson, names in picked.items():
-        path = books.learners(lesson)
+        path = homes.learners(lesson)
         checked = {row.name: row for row in found.get(path, ())}
         made = [checked.get(name) or _unrun(lesson, name, written) for name in names]
         rows[path] = [row for row in made if row]
@@ -72,7 +72,7 @@ def _unrun(lesson, name, written):
 def _written(lesson: str, names: list[str]) -> list[str]:
     """Those exercises of a saved notebook that are not as they came."""
     try:
-        book = books.read(books.learners(lesson))
+        book = books.read(homes.learners(lesson))
     except books.Unreadable:
         return names  # the checks say what is the matter with it
     came = {books.source_of(c).strip() for c in books.as_built(lesson)["cells"]}
@@ -95,7 +95,7 @@ def _is_stub(book, exercise):
 def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     import pytest
 
-    paths = [books.learners(lesson) for lesson in written]
+    paths = [homes.learners(lesson) for lesson in written]
     missing = [path for path in paths if not path.exists()]
     for path in missing:
         print(f"There is no notebook {shown(path)}.")
@@ -103,7 +103,7 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     paths = [str(path) for path in paths if path not in missing]
     if not paths:
         return {}, 1
-    keep = _Keep({str(books.learners(x)): names for x, names in written.items()})
+    keep = _Keep({str(homes.learners(x)): names for x, names in written.items()})
     quiet = ["-qq", "--no-header", "-p", "no:cacheprovider", "-W", "ignore"]
     # Plugins of other packages cost seconds to load, and do nothing here.
     quiet += ["--disable-plugin-autoload", *_config()]
@@ -112,7 +112,7 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
     code = int(pytest.main([*quiet, *paths], plugins=[keep]))
     print()
     for lesson, names in written.items():
-        _remember(lesson, keep.rows.get(books.learners(lesson), ()), names)
+        _remember(lesson, keep.rows.get(homes.learners(lesson), ()), names)
     if missing and code == 0:
         code = 1
     return keep.rows, code
@@ -120,7 +120,7 @@ def _run(written: dict[str, list[str]]) -> tuple[dict, int]:
 
 def _remember(lesson, rows, names):
     try:
-        book = books.read(books.learners(lesson))
+        book = books.read(homes.learners(lesson))
     except books.Unreadable:
         return
     states = {row.name: row.state for row in rows}
@@ -168,7 +168,7 @@ def _by_pytest(picked, options) -> int:
     import pytest
 
     everything = list(picked) == lesson_names()
-    paths = [str(books.learners(lesson)) for lesson in picked]
+    paths = [str(homes.learners(lesson)) for lesson in picked]
     names = [name for of_lesson in picked.values() for name in of_lesson]
     of_lessons = [x.name for lesson in picked for x in books.exercises(lesson)]
     chosen = [] if everything or names == of_lessons else ["-k", " or ".join(names)]

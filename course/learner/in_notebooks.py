@@ -7,7 +7,7 @@ from pathlib import Path
 from course.checks import table
 from course.learner import asking, resetting
 from course.paths import SOLUTIONS, lesson_names
-from course.saved import books, standing
+from course.saved import books, homes, standing
 from course.saved.states import BEGUN, DONE, TO_DO
 
 _SHADES = {DONE: "#2e7d32", BEGUN: "#f9a825", TO_DO: "#bdbdbd"}
@@ -29,6 +29,8 @@ def reset(exercise) -> None:
     """
     word = _name(exercise)
     task = books.lesson_called(word) or books.exercise_called(word)
+    lesson = task if isinstance(task, str) else task.lesson
+    homes.name([f"{lesson}.ipynb"])  # the one beside which this kernel runs
     print(resetting.reset_one(task))
     print(
         "This changed the file, not what you have open. Now: File > Reload Notebook "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from course.learner import backups
 from course.paths import shown
-from course.saved import books
+from course.saved import books, homes
 
 RELOAD = (
     "If the notebook is open in JupyterLab: File > Reload Notebook from Disk. Asked "
@@ -30,8 +30,8 @@ def reset_one(task: str | books.Exercise) -> str:
 
 
 def reset_lesson(lesson: str) -> str:
-    path = books.learners(lesson)
-    built = books.as_text(books.as_built(lesson))
+    path = homes.learners(lesson)
+    built = books.as_text(books.as_built(lesson, homes.language_of(path)))
     if path.exists() and path.read_bytes() == built.encode():
         return f"{shown(path)} is as it came."
     told = _kept(path)
@@ -42,7 +42,7 @@ def reset_lesson(lesson: str) -> str:
 
 def reset_exercise(exercise: books.Exercise) -> str:
     """Put the stub back into the exercise's cell; where that is gone, the cell too."""
-    path = books.learners(exercise.lesson)
+    path = homes.learners(exercise.lesson)
     book = books.read(path)
     place = books.cell_of(book, exercise)
     if place is None:

@@ -4,7 +4,7 @@ import time
 
 from course.learner import check
 from course.paths import shown
-from course.saved import books
+from course.saved import books, homes
 
 SECONDS = 0.5  # between two looks
 
@@ -35,14 +35,14 @@ def watch(words: list[str] = (), looks: int | None = None) -> int:
 def _stamp(lesson):
     """Of the file as it is; None while it is not there, as in the midst of a save."""
     try:
-        found = books.learners(lesson).stat()
+        found = homes.learners(lesson).stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
 
 
 def _check(lesson):
-    print(f"\n{time.strftime('%H:%M:%S')} {shown(books.learners(lesson))} was saved")
+    print(f"\n{time.strftime('%H:%M:%S')} {shown(homes.learners(lesson))} was saved")
     try:
         check.check([lesson])
     except Exception as error:  # it goes on: the next save may mend it

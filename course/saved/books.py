@@ -1,7 +1,8 @@
 """What a lesson's notebooks hold, read as plain JSON: at once, and nothing is run.
 
 The exercises of a lesson, their cards and stubs come from the reference in solutions/;
-what the learner wrote comes from the saved notebook in lessons/.
+what the learner wrote comes from the saved notebook in lessons/, or in the folder there
+of another language (see course.saved.homes).
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from course.paths import LESSONS, SOLUTIONS, lesson_names, shown
+from course.paths import SOLUTIONS, lesson_names, shown
+from course.saved import languages
 
 STUB = 'raise NotImplementedError("to be written by you")'
 STAMP = "token_by_token"
@@ -124,14 +126,18 @@ def cell_of(book: dict, exercise: Exercise) -> int | None:
 # --- the course's side ----------------------------------------------------------------
 
 
-def as_built(lesson: str) -> dict:
+def as_built(lesson: str, language: str = "") -> dict:
     """The learner's notebook as it came, made from the reference: the same bytes as the
     build writes (tests/learner/test_reset.py)."""
     book = with_stubs(read(SOLUTIONS / f"{lesson}.ipynb"))
+    if language:
+        languages.translate(book, lesson, language)
     for cell in book["cells"]:
         cell["source"] = source_of(cell).splitlines(keepends=True)
     stamp = book["metadata"][STAMP]
     del stamp["content"]
+    if language:
+        stamp["source"] = languages.digest(stamp["source"], lesson, language)
     plain = json.dumps(book, sort_keys=True)
     stamp["content"] = hashlib.sha256(plain.encode()).hexdigest()
     return book
@@ -251,8 +257,3 @@ def _near(word: str, names: list[str]) -> str:
 
     close = difflib.get_close_matches(word, names, n=1)
     return f" Did you mean {close[0]}?" if close else ""
-
-
-def learners(lesson: str) -> Path:
-    """Where the learner's notebook of a lesson is."""
-    return LESSONS / f"{lesson}.ipynb"
