@@ -48,12 +48,10 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     for name in chosen(options.lessons):
-        if options.lang and not options.lessons:  # no lesson is begun unasked
-            if options.lang not in languages.languages_of(name):
-                continue
-        if options.lang:
+        begun = options.lang in languages.languages_of(name)
+        if options.lang and (begun or options.lessons):  # none is begun unasked
             build_translated(name, options.lang, force=options.force)
-        else:
+        elif not options.lang:
             build(name, force=options.force)
 
 
