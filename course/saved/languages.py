@@ -19,7 +19,7 @@ CATALOGS = ROOT / "course" / "translations"
 _FENCE = re.compile(r" *(```|~~~)")
 _MARK = re.compile(r" *(?:#{1,6} +|(?:[-*+]|\d+\.) +)?")  # of headings and of items
 _ALONE = re.compile(r" *\||#{1,6} ")  # a line that no other goes on
-_OPENS = re.compile(r" *(?:[-*+] |\d+\. |<details>|</details>)|" + _ALONE.pattern)
+_OPENS = re.compile(r" *(?:[-*+] |\d+\. |<details>)|" + _ALONE.pattern)
 _WORDS = re.compile(r"[^\W\d_]")
 _RULE = re.compile(r"[ |:-]+$")  # below the head of a table
 

@@ -218,7 +218,9 @@ def test_what_has_changed_since_stays_english_and_is_counted(tiny, capsys):
     assert "8 of 8 messages" in capsys.readouterr().out
     assert "One sentence" not in built(folder)[0]
     changed = TINY.replace("One sentence.", "A sentence.").replace("# - first\n", "")
-    changed = changed.replace("Another\n# one, with", "Another one,\n# with")  # no change
+    changed = changed.replace(
+        "Another\n# one, with", "Another one,\n# with"
+    )  # no change
     tiny(changed.replace("| c | d |", "| c | d |\n# | quite another | row |"))
     build.main(["--lang", "zh_CN", "00"])
     told = capsys.readouterr().out
