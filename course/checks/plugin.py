@@ -18,6 +18,7 @@ import torch
 from course.checks import explain, notebook, running, table
 from course.checks.limits import SECONDS, TimeLimit, contained
 from course.paths import (
+    LANGUAGES,
     SOLUTIONS,
     exercise_names,
     lesson_names,
@@ -150,7 +151,7 @@ def _is_another_copy(path, lesson, session) -> bool:
     notebook nor its language's folder."""
     if not homes.is_home(path.parent) or session.isinitpath(path):
         return False
-    if homes.language_of(path) and session.isinitpath(path.parent):
+    if path.parent.name in LANGUAGES and session.isinitpath(path.parent):
         return False
     return path != homes.learners(lesson)
 
