@@ -4,9 +4,9 @@
 
 Made by Sphinx from README.md, solutions/*.ipynb (as saved, nothing is run) and
 course/teaching/guide/*.md; zh_CN/ has the front page and the lessons that are there in
-Chinese, and each page of a lesson leads to the other language. Any warning is an error. The site needs no network and no
-server: OUT/index.html can be opened as it is. The same sources give the same bytes.
-Needs requirements-teach.txt.
+Chinese, and each page of a lesson leads to the other language. Any warning is an error.
+The site needs no network and no server: OUT/index.html can be opened as it is. The same
+sources give the same bytes. Needs requirements-teach.txt.
 """
 
 import argparse
