@@ -17,6 +17,7 @@ def next_text() -> str:
     exercise = standing.next_exercise()
     if exercise is None:
         return ALL_DONE
+    exercise = _as_read(exercise)
     state = standing.states(exercise.lesson)[exercise.name]
     lines = [f"Exercise {exercise.number} · {exercise.name}"]
     lines.append(f"    notebook  {books.shown(homes.learners(exercise.lesson))}")
@@ -36,6 +37,13 @@ def next_text() -> str:
     return "\n".join(lines)
 
 
+def _as_read(exercise: books.Exercise) -> books.Exercise:
+    """The exercise with its card in the language of the learner's notebook."""
+    language = homes.language_of(homes.learners(exercise.lesson))
+    there = books.exercises(exercise.lesson, language)
+    return next(x for x in there if x.name == exercise.name)
+
+
 # --- hints ----------------------------------------------------------------------------
 
 
@@ -46,7 +54,7 @@ def print_hint(word: str, all_of_them: bool = False) -> int:
 
 def hint_text(word: str, all_of_them: bool = False) -> str:
     """One more hint each time, with those before it; after the last, all of them."""
-    exercise = books.exercise_called(word)
+    exercise = _as_read(books.exercise_called(word))
     number = len(exercise.hints)
     if not number:
         return f"{exercise.name} has no hint."

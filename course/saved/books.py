@@ -173,10 +173,14 @@ def answer_of(source: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def exercises(lesson: str) -> tuple[Exercise, ...]:
-    """The exercises of a lesson, in the order of its notebook."""
+def exercises(lesson: str, language: str = "") -> tuple[Exercise, ...]:
+    """The exercises of a lesson, in the order of its notebook. language: of their hints
+    and sections."""
     found, section, before = [], "", None
-    for cell in read(SOLUTIONS / f"{lesson}.ipynb")["cells"]:
+    book = read(SOLUTIONS / f"{lesson}.ipynb")
+    if language:
+        languages.translate(book, lesson, language)
+    for cell in book["cells"]:
         source = source_of(cell)
         if cell["cell_type"] == "markdown":
             headings = re.findall(r"^## (.+)$", source, re.MULTILINE)
@@ -192,7 +196,7 @@ def exercises(lesson: str) -> tuple[Exercise, ...]:
 
 
 def _hints(card: str) -> tuple[str, ...]:
-    pattern = r"<details><summary>Hint[^<]*</summary>(.*?)</details>"
+    pattern = r"<details><summary>[^<]*</summary>(.*?)</details>"
     return tuple(_plain(x) for x in re.findall(pattern, card, re.DOTALL))
 
 

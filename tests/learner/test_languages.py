@@ -106,9 +106,18 @@ def test_check_finds_work_in_chinese_and_a_path_names_the_one_meant(two, capsys)
     assert "0 done, 0 wrong, 5 to do" in capsys.readouterr().out
 
 
-def test_reset_brings_back_the_chinese_text(two, monkeypatch):
-    if "zh_CN" not in languages.languages_of("04_top_k"):
-        pytest.skip("lesson 04 is not translated")
+def test_hints_and_sections_are_in_the_language_of_the_notebook(two):
+    english = asking.hint_text("pick_greedy"), asking.next_text()
+    two.write("zh_CN", "pick_greedy", "def pick_greedy(logits): ...")
+    assert "argmax" in asking.hint_text("pick_greedy")
+    known = languages.translations("03_your_own_loop", "zh_CN")
+    assert known["1. What the model returns"] in asking.next_text()
+    assert "1. What the model returns" in english[1]
+    assert "over the vocabulary" in english[0]
+    assert "over the vocabulary" not in asking.hint_text("pick_greedy")
+
+
+def test_reset_brings_back_the_chinese_text(two):
     two.write("zh_CN", "top_k_filter", two.course.RIGHT)
     assert "is as it came" in resetting.reset_lesson("04_top_k")
     built = books.as_text(books.as_built("04_top_k", "zh_CN"))
