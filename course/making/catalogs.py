@@ -104,11 +104,13 @@ def parts(text: str) -> dict[str, Counter]:
     tokens = parser.parseInline(text)[0].children
     plain = "".join(x.content for x in tokens if x.type == "text")
     links = [t.attrs.get("href") for t in tokens if t.type == "link_open"]
+    # Slanted Chinese is hard to read: <b> may stand for <em>.
+    tags = [t.content.replace("em>", "b>") for t in tokens if t.type == "html_inline"]
     emphasis = sum(t.type in ("strong_open", "em_open") for t in tokens)
     return {
         "code": Counter(t.content for t in tokens if t.type == "code_inline"),
         "code in HTML": Counter(re.findall(r"<code>.*?</code>", text)),
-        "tags": Counter(t.content for t in tokens if t.type == "html_inline"),
+        "tags": Counter(tags),
         "links": Counter(links),
         "emphasis": Counter({"marked": emphasis}),
         "loose marks": Counter(re.findall(r"\*+", re.sub(r"\$[^$]*\$", "", plain))),

@@ -73,6 +73,7 @@ def test_nearly_all_of_a_lesson_is_translated(name, language, record_property):
         ("Call `f(x)`.", "调用 `f(y)`。", "code"),
         ("See [this](https://a.org).", "见[此处](https://b.org)。", "links"),
         ("<details><summary>Hint 1</summary>No.", "<details>提示 1：不。", "tags"),
+        ("<em>Not</em> one.", "<i>不是</i>一个。", "tags"),
         ("Try <code>f</code>.", "试试 <code>g</code>。", "code in HTML"),
         ("A **big** one.", "一个大的。", "emphasis"),
         ("**Predict:** which?", "**预测：**哪个？", "loose marks"),
@@ -87,6 +88,7 @@ def test_what_a_translation_has_lost_is_named(message, translation, kind):
     told = " ".join(catalogs.faults(message, translation))
     assert f"{kind}:" in told
     assert catalogs.faults(message, message) == []
+    assert catalogs.faults("<em>Not</em> one.", "<b>不是</b>一个。") == []
 
 
 # --- the notebooks --------------------------------------------------------------------
