@@ -65,13 +65,14 @@ def chosen(wanted: list[str]) -> list[str]:
 
 
 def build(name: str, force: bool = False):
-    """Write lessons/<name>.ipynb, also in other languages, and solutions/<name>.ipynb
-    where out of step."""
+    """Write lessons/<name>.ipynb, also in the languages that there are catalogs of, and
+    solutions/<name>.ipynb, where out of step."""
     source = SOLUTIONS / f"{name}.py"
     plain = read_source(source)
     _require_tests(name, plain)
     ready = {"": stamped(lesson(copy.deepcopy(plain)), source)}
     for language in languages.languages_of(name):
+        print(f"{name} in {language}: {catalogs.sync(plain, name, language)}")
         ready[language] = translated(plain, source, language)
     targets = {LESSONS / x / f"{name}.ipynb": made for x, made in ready.items()}
     targets[SOLUTIONS / f"{name}.ipynb"] = None
@@ -80,13 +81,12 @@ def build(name: str, force: bool = False):
 
 def build_translated(name: str, language: str, force: bool = False):
     """Bring the catalog in step with the source, and write lessons/<language>/ from
-    it. A lesson that has no catalog is not begun, unless it is asked for."""
+    it."""
     source = SOLUTIONS / f"{name}.py"
     plain = read_source(source)
-    told = catalogs.sync(plain, name, language)
+    print(f"{name} in {language}: {catalogs.sync(plain, name, language)}")
     target = LESSONS / language / f"{name}.ipynb"
     _build({target: translated(plain, source, language)}, None, force)
-    print(f"    {told}")
 
 
 def translated(plain, source: Path, language: str):
