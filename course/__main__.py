@@ -73,8 +73,10 @@ def _hand_on(command: str, arguments: list[str]) -> int:
 
 
 def _run(options, rest) -> int:
+    from course.saved import homes
     from course.saved.books import Unknown, Unreadable
 
+    homes.name(getattr(options, "what", None) or [])
     try:
         return options.run(options, rest) or 0
     except (Unknown, Unreadable) as error:

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ROOT / "lessons"
 SOLUTIONS = ROOT / "solutions"
 TESTS = ROOT / "tests" / "lessons"
+LANGUAGES = ("zh_CN",)  # besides English; their notebooks are in lessons/zh_CN/
 
 
 def tests_of(lesson: str) -> Path:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from course.checks import checking, explain, notebook, plugin, running
-from course.paths import LESSONS, SOLUTIONS, lesson_names, tests_of
+from course.paths import SOLUTIONS, lesson_names, shown, tests_of
+from course.saved import homes
 
 REASONS = {
     explain.DONE: None,
@@ -31,7 +32,7 @@ def carry(name: str):
     if Path.cwd().resolve() == SOLUTIONS.resolve():
         print(f"{name}: the reference, from lesson {lesson[:2]}")
         return reference
-    saved = LESSONS / f"{lesson}.ipynb"
+    saved = homes.learners(lesson)
     try:
         mine = plugin.exercise_of(saved, name)
         why = REASONS[checking.state_of(name, mine)]
@@ -40,7 +41,7 @@ def carry(name: str):
     except notebook.NotebookProblem as problem:
         mine, why = None, str(problem)
     if why is None:
-        print(f"{name}: your own, from lessons/{lesson}.ipynb")
+        print(f"{name}: your own, from {shown(saved)}")
         return mine
     print(f"{name}: the reference, since {why}")
     return reference

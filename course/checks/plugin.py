@@ -18,13 +18,14 @@ import torch
 from course.checks import explain, notebook, running, table
 from course.checks.limits import SECONDS, TimeLimit, contained
 from course.paths import (
+    LANGUAGES,
     SOLUTIONS,
     exercise_names,
     lesson_names,
     shown,
     tests_of,
 )
-from course.saved import which
+from course.saved import homes, which
 
 LIVE = pytest.StashKey[dict]()  # name -> the learner's object, when `check` runs us
 VERDICT = pytest.StashKey[explain.Verdict]()
@@ -140,7 +141,19 @@ def pytest_collect_file(file_path, parent):
     lesson = which.lesson_at(file_path)
     if not lesson or not tests_of(lesson).exists():
         return None
+    if _is_another_copy(file_path, lesson, parent.session):
+        return None
     return Notebook.from_parent(parent, path=file_path)
+
+
+def _is_another_copy(path, lesson, session) -> bool:
+    """Whether the learner has this lesson in another language, and has not named this
+    notebook nor its language's folder."""
+    if not homes.is_home(path.parent) or session.isinitpath(path):
+        return False
+    if path.parent.name in LANGUAGES and session.isinitpath(path.parent):
+        return False
+    return path != homes.learners(lesson)
 
 
 @pytest.hookimpl(tryfirst=True)

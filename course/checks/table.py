@@ -39,7 +39,7 @@ def write(rows: dict[Path, list[Row]], write_line: Callable):
     """The table, a line for each exercise; write_line(text, **colour)."""
     totals = dict.fromkeys((DONE, WRONG, TO_DO), 0)
     width = max(len(r.name) for of_book in rows.values() for r in of_book)
-    for path in sorted(rows):
+    for path in sorted(rows, key=lambda path: (path.name, path)):
         write_line(shown(path))
         for found in rows[path]:
             totals[found.state] += 1
@@ -60,7 +60,7 @@ def write_sums(rows: dict[Path, list[Row]], write_line: Callable):
     """A line for each lesson, and the names of what is wrong."""
     width = max(len(path.stem) for path in rows)
     most = max(len(of_book) for of_book in rows.values())
-    for path in sorted(rows):
+    for path in sorted(rows, key=lambda path: (path.name, path)):
         states = [found.state for found in rows[path]]
         done, of = states.count(DONE), len(states)
         line = f"{path.stem:<{width}}  {bar(states):<{most}}  {done:>2} of {of:>2} done"

@@ -1,7 +1,7 @@
 """Where to go on, a hint, our answer: what a learner may ask of an exercise."""
 
 from course.learner import check
-from course.saved import books, standing
+from course.saved import books, homes, standing
 from course.saved.states import BEGUN, DONE
 
 ALL_DONE = "All exercises of all lessons have passed."
@@ -17,9 +17,10 @@ def next_text() -> str:
     exercise = standing.next_exercise()
     if exercise is None:
         return ALL_DONE
+    exercise = _as_read(exercise)
     state = standing.states(exercise.lesson)[exercise.name]
     lines = [f"Exercise {exercise.number} · {exercise.name}"]
-    lines.append(f"    notebook  {books.shown(books.learners(exercise.lesson))}")
+    lines.append(f"    notebook  {books.shown(homes.learners(exercise.lesson))}")
     if exercise.section:
         lines.append(f"    section   {exercise.section}")
     if state == BEGUN:
@@ -36,6 +37,13 @@ def next_text() -> str:
     return "\n".join(lines)
 
 
+def _as_read(exercise: books.Exercise) -> books.Exercise:
+    """The exercise with its card in the language of the learner's notebook."""
+    language = homes.language_of(homes.learners(exercise.lesson))
+    there = books.exercises(exercise.lesson, language)
+    return next(x for x in there if x.name == exercise.name)
+
+
 # --- hints ----------------------------------------------------------------------------
 
 
@@ -46,7 +54,7 @@ def print_hint(word: str, all_of_them: bool = False) -> int:
 
 def hint_text(word: str, all_of_them: bool = False) -> str:
     """One more hint each time, with those before it; after the last, all of them."""
-    exercise = books.exercise_called(word)
+    exercise = _as_read(books.exercise_called(word))
     number = len(exercise.hints)
     if not number:
         return f"{exercise.name} has no hint."
@@ -86,6 +94,6 @@ def _passes(exercise) -> bool:
     state = standing.states(exercise.lesson)[exercise.name]
     if state != BEGUN:
         return state == DONE
-    path = books.learners(exercise.lesson)
+    path = homes.learners(exercise.lesson)
     rows, _ = check.rows_of({path: [exercise.name]})
     return [row.state for of_book in rows.values() for row in of_book] == [DONE]

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from course.checks import table
 from course.paths import ROOT, lesson_names, shown
-from course.saved import books, standing, which
+from course.saved import asked, books, homes, standing, which
 from course.saved.states import DONE, TO_DO
 
 HINT = "More of one: `python start.py check 04`, of all: `python start.py check --long`"
 
 
 def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
-    """Check what `words` name (see books.chosen), print how it stands. Returns the exit
+    """Check what `words` name (see asked.chosen), print how it stands. Returns the exit
     code: 0 if all that was asked for is done, 1 if not, else pytest's.
 
     options: handed on to pytest, which then runs everything and prints as it does.
     """
-    picked = books.chosen(words)
+    picked = asked.chosen(words)
     if options:
         return _by_pytest(picked, list(options))
     rows, code = rows_of(picked)
@@ -46,13 +46,13 @@ def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
 
 def described(exercise: books.Exercise) -> str:
     """Which exercise it is, and where."""
-    where = shown(books.learners(exercise.lesson))
+    where = shown(homes.learners(exercise.lesson))
     return f"{exercise.name}, exercise {exercise.number} in {where}"
 
 
 def _is_own(path: Path) -> bool:
     """Whether it is the learner's notebook of its lesson, and not a copy."""
-    return path == books.learners(which.lesson_at(path))
+    return path == homes.learners(which.lesson_at(path))
 
 
 def rows_of(picked: dict[Path, list[str]]) -> tuple[dict, int]:
@@ -126,7 +126,7 @@ def _run(written: dict[Path, list[str]]) -> tuple[dict, int]:
 
 def _remember(lesson, rows, names):
     try:
-        book = books.read(books.learners(lesson))
+        book = books.read(homes.learners(lesson))
     except books.Unreadable:
         return
     states = {row.name: row.state for row in rows}
@@ -173,7 +173,7 @@ def _by_pytest(picked, options) -> int:
     """As `pytest` would, for those who give it options of its own."""
     import pytest
 
-    everything = list(picked) == [books.learners(x) for x in lesson_names()]
+    everything = list(picked) == [homes.learners(x) for x in lesson_names()]
     names = [name for of_lesson in picked.values() for name in of_lesson]
     lessons = [which.lesson_at(path) for path in picked]
     of_lessons = [x.name for lesson in lessons for x in books.exercises(lesson)]

@@ -191,12 +191,12 @@ def _settings(broken) -> str:
 
 def _lessons(broken) -> str:
     from course.checks import table
-    from course.saved import books, standing
+    from course.saved import books, homes, standing
 
     lines = []
     for lesson in lesson_names():
         try:
-            books.read(books.learners(lesson))
+            books.read(homes.learners(lesson))
             states = standing.states(lesson).values()
             lines.append(f"{lesson:<24}{table.bar(list(states))}")
         except books.Unreadable as error:

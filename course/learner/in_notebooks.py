@@ -7,7 +7,7 @@ from pathlib import Path
 from course.checks import table
 from course.learner import asking, resetting
 from course.paths import SOLUTIONS, lesson_names
-from course.saved import books, standing
+from course.saved import books, homes, standing
 from course.saved.states import BEGUN, DONE, TO_DO
 
 _SHADES = {DONE: "#2e7d32", BEGUN: "#f9a825", TO_DO: "#bdbdbd"}
@@ -28,7 +28,10 @@ def reset(exercise) -> None:
     Raises LookupError if there is none of that name.
     """
     word = _name(exercise)
-    print(resetting.reset_one(resetting.called(word)))
+    task = resetting.called(word)
+    lesson = task if isinstance(task, str) else task.lesson
+    homes.name([f"{lesson}.ipynb"])  # the one beside which this kernel runs
+    print(resetting.reset_one(task))
     print(
         "This changed the file, not what you have open. Now: File > Reload Notebook "
         "from Disk. (Asked whether to overwrite or to revert, choose Revert. What was "

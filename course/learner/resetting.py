@@ -5,7 +5,7 @@ from pathlib import Path
 
 from course.learner import backups
 from course.paths import shown
-from course.saved import books, which
+from course.saved import asked, books, homes, which
 
 RELOAD = (
     "If the notebook is open in JupyterLab: File > Reload Notebook from Disk. Asked "
@@ -26,7 +26,7 @@ def called(word: str) -> str | books.Exercise:
     """The lesson or the exercise that a word names. Raises Unknown, also for a copy."""
     if lesson := books.lesson_called(word):
         return lesson
-    if copy := books.notebook_called(word):
+    if copy := asked.notebook_called(word):
         raise books.Unknown(
             f"{shown(copy)} is a copy of a lesson, which stays as it is. `python "
             f"start.py reset {which.lesson_at(copy)[:2]}` puts the lesson itself back."
@@ -42,8 +42,8 @@ def reset_one(task: str | books.Exercise) -> str:
 
 
 def reset_lesson(lesson: str) -> str:
-    path = books.learners(lesson)
-    built = books.as_text(books.as_built(lesson))
+    path = homes.learners(lesson)
+    built = books.as_text(books.as_built(lesson, homes.language_of(path)))
     if path.exists() and path.read_bytes() == built.encode():
         return f"{shown(path)} is as it came."
     told = _kept(path)
@@ -54,7 +54,7 @@ def reset_lesson(lesson: str) -> str:
 
 def reset_exercise(exercise: books.Exercise) -> str:
     """Put the stub back into the exercise's cell; where that is gone, the cell too."""
-    path = books.learners(exercise.lesson)
+    path = homes.learners(exercise.lesson)
     book = books.read(path)
     place = books.cell_of(book, exercise)
     if place is None:

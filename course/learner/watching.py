@@ -4,7 +4,7 @@ import time
 
 from course.learner import check
 from course.paths import shown
-from course.saved import books
+from course.saved import asked, homes, which
 
 SECONDS = 0.5  # between two looks
 
@@ -14,22 +14,29 @@ def watch(words: list[str] = (), looks: int | None = None) -> int:
 
     looks: stop after so many (for tests).
     """
-    paths = list(books.chosen(list(words)))
-    told = "all lessons" if not words else ", ".join(shown(path) for path in paths)
+    places = [_place_of(path) for path in asked.chosen(list(words))]
+    before = {place(): _stamp(place()) for place in places}
+    told = "all lessons" if not words else ", ".join(map(shown, before))
     print(f"Watching {told}. Save a notebook, and it is checked. Ctrl-C ends this.")
-    before = {path: _stamp(path) for path in paths}
     try:
         while looks is None or looks > 0:
             time.sleep(SECONDS)
             looks = None if looks is None else looks - 1
-            for path in paths:
+            for path in [place() for place in places]:
                 now = _stamp(path)
-                if now not in (before[path], None):
+                if now not in (before.get(path), None):
                     _check(path)
                 before[path] = now
     except KeyboardInterrupt:
         print("\nNo longer watching.")
     return 0
+
+
+def _place_of(path):
+    """Where it is at any time: a learner may go on in another language's notebook."""
+    lesson = which.lesson_at(path)
+    is_own = path == homes.learners(lesson)
+    return lambda: homes.learners(lesson) if is_own else path
 
 
 def _stamp(path):

@@ -3,14 +3,16 @@
     python start.py build            what is out of step with its source
     python start.py build --force    everything
     python start.py build 04 05      these lessons
+    python start.py build --lang zh_CN    the catalogs and notebooks of a language
 
 solutions/NN_topic.ipynb is the executed reference; lessons/NN_topic.ipynb has the
-answers replaced by a stub and no outputs. The same source gives the same bytes. Needs
-requirements-teach.txt.
+answers replaced by a stub and no outputs, and lessons/zh_CN/NN_topic.ipynb is the same
+with its prose in Chinese, where there is a catalog of it. The same source gives the
+same bytes. Needs requirements-teach.txt.
 
 A notebook that was changed after it was built holds somebody's work. It stays as it is,
-except with --force, which first puts a copy into backups/ and names it. Both notebooks
-of a lesson are written, or, where anything fails on the way, neither.
+except with --force, which first puts a copy into backups/ and names it. All notebooks
+of a lesson are written, or, where anything fails on the way, none.
 """
 
 import argparse
@@ -26,8 +28,9 @@ from pathlib import Path
 from course.checks.notebook import defined_names, tags
 from course.kit.quickly import nbformat
 from course.learner import backups
-from course.paths import LESSONS, SOLUTIONS, lesson_names, shown, tests_of
-from course.saved import books
+from course.making import catalogs
+from course.paths import LANGUAGES, LESSONS, SOLUTIONS, lesson_names, shown, tests_of
+from course.saved import books, homes, languages
 from course.saved.books import STAMP, with_stubs
 
 CELL_SECONDS = 240
@@ -37,9 +40,19 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python start.py build")
     parser.add_argument("lessons", nargs="*", help="numbers or names; none means all")
     parser.add_argument("--force", action="store_true", help="even what is in step")
+    parser.add_argument(
+        "--lang",
+        choices=LANGUAGES,
+        help="bring the catalogs of this language in step with the sources, and build "
+        "its notebooks; no lesson is executed",
+    )
     options = parser.parse_args(arguments)
     for name in chosen(options.lessons):
-        build(name, force=options.force)
+        begun = options.lang in languages.languages_of(name)
+        if options.lang and (begun or options.lessons):  # none is begun unasked
+            build_translated(name, options.lang, force=options.force)
+        elif not options.lang:
+            build(name, force=options.force)
 
 
 def chosen(wanted: list[str]) -> list[str]:
@@ -52,20 +65,45 @@ def chosen(wanted: list[str]) -> list[str]:
 
 
 def build(name: str, force: bool = False):
-    """Write lessons/<name>.ipynb and solutions/<name>.ipynb where out of step."""
+    """Write lessons/<name>.ipynb, also in the languages that there are catalogs of, and
+    solutions/<name>.ipynb, where out of step."""
     source = SOLUTIONS / f"{name}.py"
     plain = read_source(source)
     _require_tests(name, plain)
-    learners = stamped(lesson(copy.deepcopy(plain)), source)
+    ready = {"": stamped(lesson(copy.deepcopy(plain)), source)}
+    for language in languages.languages_of(name):
+        print(f"{name} in {language}: {catalogs.sync(plain, name, language)}")
+        ready[language] = translated(plain, source, language)
+    targets = {LESSONS / x / f"{name}.ipynb": made for x, made in ready.items()}
+    targets[SOLUTIONS / f"{name}.ipynb"] = None
+    _build(targets, lambda: stamped(executed(plain), source), force)
+
+
+def build_translated(name: str, language: str, force: bool = False):
+    """Bring the catalog in step with the source, and write lessons/<language>/ from
+    it."""
+    source = SOLUTIONS / f"{name}.py"
+    plain = read_source(source)
+    print(f"{name} in {language}: {catalogs.sync(plain, name, language)}")
+    target = LESSONS / language / f"{name}.ipynb"
+    _build({target: translated(plain, source, language)}, None, force)
+
+
+def translated(plain, source: Path, language: str):
+    """The learner's notebook with its prose in another language."""
+    made = lesson(copy.deepcopy(plain))
+    languages.translate(made, source.stem, language)
+    return stamped(made, source, language)
+
+
+def _build(targets: dict, make_reference, force: bool):
+    """Write notebooks {target: notebook, or None for the reference}."""
     made = {}
-    for folder, make in (
-        (LESSONS, lambda: learners),
-        (SOLUTIONS, lambda: stamped(executed(plain), source)),
-    ):
-        target = folder / f"{name}.ipynb"
+    for target, ready in targets.items():
         in_step = not drift(target)
-        if folder == LESSONS:  # made in no time, so that the builder counts, too
-            in_step = in_step and _text_of(target) == as_text(learners)
+        if ready:  # made in no time, so that the builder counts, too
+            in_step = in_step and _text_of(target) == as_text(ready)
+        make = (lambda ready=ready: ready) if ready else make_reference
         if in_step and not force:
             print(f"{shown(target)} is in step with its source")
         elif has_work(target) and not force:
@@ -138,9 +176,9 @@ def lesson(notebook):
     return notebook
 
 
-def as_built(name: str):
+def as_built(name: str, language: str = ""):
     """The learner's notebook as it is built, whatever stands in lessons/."""
-    return nbformat.reads(books.as_text(books.as_built(name)), as_version=4)
+    return nbformat.reads(books.as_text(books.as_built(name, language)), as_version=4)
 
 
 def executed(notebook):
@@ -163,15 +201,16 @@ def executed(notebook):
 # --- the stamp: is a notebook what its source builds? ---------------------------------
 
 
-def stamped(notebook, source: Path):
-    notebook.metadata[STAMP] = {"source": digest_of_source(source)}
+def stamped(notebook, source: Path, language: str = ""):
+    notebook.metadata[STAMP] = {"source": digest_of_source(source, language)}
     notebook.metadata[STAMP]["content"] = digest_of_content(notebook)
     return notebook
 
 
-def digest_of_source(source: Path) -> str:
+def digest_of_source(source: Path, language: str = "") -> str:
     text = source.read_text(encoding="utf-8")  # universal newlines: the same on Windows
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return languages.digest(digest, source.stem, language) if language else digest
 
 
 def digest_of_content(notebook) -> str:
@@ -193,8 +232,10 @@ def drift(path: Path) -> str:
     except Exception as error:
         return f"{shown(path)} is not a notebook: {str(error)[:100]}"
     stamp = notebook.metadata.get(STAMP, {})
-    if stamp.get("source") != digest_of_source(source):
-        return f"{shown(source)} has changed since {shown(path)} was built"
+    language = homes.language_of(path)
+    if stamp.get("source") != digest_of_source(source, language):
+        which = f"{shown(source)} or its catalog" if language else shown(source)
+        return f"{which} has changed since {shown(path)} was built"
     if stamp.get("content") != content or text != as_text(notebook):
         return f"{shown(path)} was changed after it was built"
     return ""

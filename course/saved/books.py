@@ -1,7 +1,8 @@
 """What a lesson's notebooks hold, read as plain JSON: at once, and nothing is run.
 
 The exercises of a lesson, their cards and stubs come from the reference in solutions/;
-what the learner wrote comes from the saved notebook in lessons/.
+what the learner wrote comes from the saved notebook in lessons/, or in the folder there
+of another language (see course.saved.homes).
 """
 
 import hashlib
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from course.paths import LESSONS, SOLUTIONS, lesson_names, shown
-from course.saved import which
+from course.paths import SOLUTIONS, lesson_names, shown
+from course.saved import languages
 
 STUB = 'raise NotImplementedError("to be written by you")'
 STAMP = "token_by_token"
@@ -125,14 +126,18 @@ def cell_of(book: dict, exercise: Exercise) -> int | None:
 # --- the course's side ----------------------------------------------------------------
 
 
-def as_built(lesson: str) -> dict:
+def as_built(lesson: str, language: str = "") -> dict:
     """The learner's notebook as it came, made from the reference: the same bytes as the
     build writes (tests/learner/test_reset.py)."""
     book = with_stubs(read(SOLUTIONS / f"{lesson}.ipynb"))
+    if language:
+        languages.translate(book, lesson, language)
     for cell in book["cells"]:
         cell["source"] = source_of(cell).splitlines(keepends=True)
     stamp = book["metadata"][STAMP]
     del stamp["content"]
+    if language:
+        stamp["source"] = languages.digest(stamp["source"], lesson, language)
     plain = json.dumps(book, sort_keys=True)
     stamp["content"] = hashlib.sha256(plain.encode()).hexdigest()
     return book
@@ -168,10 +173,14 @@ def answer_of(source: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def exercises(lesson: str) -> tuple[Exercise, ...]:
-    """The exercises of a lesson, in the order of its notebook."""
+def exercises(lesson: str, language: str = "") -> tuple[Exercise, ...]:
+    """The exercises of a lesson, in the order of its notebook. language: of their hints
+    and sections."""
     found, section, before = [], "", None
-    for cell in read(SOLUTIONS / f"{lesson}.ipynb")["cells"]:
+    book = read(SOLUTIONS / f"{lesson}.ipynb")
+    if language:
+        languages.translate(book, lesson, language)
+    for cell in book["cells"]:
         source = source_of(cell)
         if cell["cell_type"] == "markdown":
             headings = re.findall(r"^## (.+)$", source, re.MULTILINE)
@@ -187,7 +196,7 @@ def exercises(lesson: str) -> tuple[Exercise, ...]:
 
 
 def _hints(card: str) -> tuple[str, ...]:
-    pattern = r"<details><summary>Hint[^<]*</summary>(.*?)</details>"
+    pattern = r"<details><summary>[^<]*</summary>(.*?)</details>"
     return tuple(_plain(x) for x in re.findall(pattern, card, re.DOTALL))
 
 
@@ -205,7 +214,7 @@ def _plain(hint: str) -> str:
 
 def lesson_called(word: str) -> str | None:
     """The lesson that "4", "04", "top_k", "04_top_k" or a path to it names. Not that of
-    a copy: see notebook_called."""
+    a copy: see course.saved.asked."""
     stem = Path(word).name.removesuffix(".ipynb")
     for lesson in lesson_names():
         number, topic = lesson.split("_", 1)
@@ -214,76 +223,18 @@ def lesson_called(word: str) -> str | None:
     return None
 
 
-def notebook_called(word: str) -> Path | None:
-    """The notebook that a word names: a file, in this folder or in lessons/, of
-    whatever name (which.lesson_at says which lesson it is), or else the learner's of
-    the lesson that it names. Raises Unknown for a notebook of no lesson."""
-    if word.endswith(".ipynb") and (found := _file_called(word)):
-        return found
-    if lesson := lesson_called(word):
-        return learners(lesson)
-    return _file_called(f"{word}.ipynb")
-
-
-def _file_called(word: str) -> Path | None:
-    path = next((p for p in (Path(word), LESSONS / word) if p.is_file()), None)
-    if path is None:
-        return None
-    lesson = which.lesson_at(path)
-    if not lesson:
-        raise Unknown(
-            f"{shown(path)} is of no lesson: neither its name nor an exercise in it "
-            "says which."
-        )
-    return learners(lesson) if _is_learners(path, lesson) else path.resolve()
-
-
-def _is_learners(path: Path, lesson: str) -> bool:
-    mine = learners(lesson)
-    return mine.exists() and path.samefile(mine)
-
-
 def exercise_called(word: str) -> Exercise:
     """The exercise of this name or number ("kept_mass", "04.2"). Raises Unknown."""
     everything = [x for lesson in lesson_names() for x in exercises(lesson)]
     for exercise in everything:
         if word in (exercise.name, exercise.number):
             return exercise
-    near = _near(word, [x.name for x in everything])
-    raise Unknown(f"There is no exercise '{word}'.{near}")
+    close = near(word, [x.name for x in everything])
+    raise Unknown(f"There is no exercise '{word}'.{close}")
 
 
-def chosen(words: list[str]) -> dict[Path, list[str]]:
-    """{notebook: names of exercises} that words name; no word means everything. Raises
-    Unknown."""
-    whole = [] if words else [learners(lesson) for lesson in lesson_names()]
-    picked = {}
-    for word in words:
-        if path := notebook_called(word):
-            whole.append(path)
-            continue
-        try:
-            exercise = exercise_called(word)
-        except Unknown:
-            names = [x.name for n in lesson_names() for x in exercises(n)]
-            there = ", ".join(lesson_names()) or "none"
-            raise Unknown(
-                f"There is no lesson and no exercise '{word}'.{_near(word, names)} The "
-                f"lessons are: {there}."
-            ) from None
-        picked.setdefault(learners(exercise.lesson), []).append(exercise.name)
-    for path in whole:
-        picked[path] = [x.name for x in exercises(which.lesson_at(path))]
-    return dict(sorted(picked.items()))
-
-
-def _near(word: str, names: list[str]) -> str:
+def near(word: str, names: list[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(word, names, n=1)
     return f" Did you mean {close[0]}?" if close else ""
-
-
-def learners(lesson: str) -> Path:
-    """Where the learner's notebook of a lesson is."""
-    return LESSONS / f"{lesson}.ipynb"

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from course.paths import LESSONS, lesson_names, tests_of
-from course.saved import books
+from course.saved import books, homes
 from course.saved.states import BEGUN, DONE, TO_DO
 
 FILE = ".progress.json"
@@ -27,7 +27,7 @@ def states(lesson: str) -> dict[str, str]:
     """{exercise: DONE, BEGUN or TO_DO} of a lesson, from the saved notebook."""
     exercises = books.exercises(lesson)
     try:
-        book = books.read(books.learners(lesson))
+        book = books.read(homes.learners(lesson))
     except books.Unreadable:
         return dict.fromkeys((x.name for x in exercises), TO_DO)
     passed = _read().get("passed", {})
@@ -89,8 +89,9 @@ def next_exercise(after: str = "") -> books.Exercise | None:
 
 def after_check(name: str, exercise, passed: bool) -> str:
     """Remember a check of a live object; the sentence that says where one stands, ""
-    where that is not known. Only in lessons/: elsewhere it is nobody's progress."""
-    if Path.cwd().resolve() != LESSONS.resolve():
+    where that is not known. Only where lessons are learnt: elsewhere it is nobody's
+    progress."""
+    if not homes.is_home(Path.cwd()):
         return ""
     lesson = next(
         (n for n in lesson_names() if name in {x.name for x in books.exercises(n)}), ""

@@ -3,9 +3,10 @@
     python start.py site [OUT]     default: _site, in the repository
 
 Made by Sphinx from README.md, solutions/*.ipynb (as saved, nothing is run) and
-course/teaching/guide/*.md. Any warning is an error. The site needs no network and no
-server: OUT/index.html can be opened as it is. The same sources give the same bytes.
-Needs requirements-teach.txt.
+course/teaching/guide/*.md; zh_CN/ has the front page and the lessons that are there in
+Chinese, and each page of a lesson leads to the other language. Any warning is an error.
+The site needs no network and no server: OUT/index.html can be opened as it is. The same
+sources give the same bytes. Needs requirements-teach.txt.
 """
 
 import argparse
@@ -22,14 +23,16 @@ import nbformat
 from course.checks.notebook import read, tags
 from course.making.build import lesson as with_stubs
 from course.paths import ROOT, SOLUTIONS, lesson_names
+from course.saved.languages import languages_of, translate
 from course.teaching.slides import alt_text, has_figure
 
 CONF = ROOT / "course" / "teaching" / "web"
 GUIDE = ROOT / "course" / "teaching" / "guide"
 MARK = ".token-by-token-site"  # in a folder that this program may replace
-SLIDES = (
-    '<p class="slides"><a href="../slides/{name}.html">Slides of this lesson</a></p>'
-)
+SLIDES = '<a href="../slides/{name}.html">Slides of this lesson</a>'
+SWITCH = '<a href="../{folder}/{name}.html" lang="{lang}">{words}</a>'
+CHINESE = "course/translations/zh_CN"
+OURS = {"": ("Our answer", "Fold our answer"), "zh_CN": ("参考答案", "收起参考答案")}
 TREE = """
 
 ```{{toctree}}
@@ -86,6 +89,7 @@ def build(out: Path) -> bool:
 def gather(target: Path):
     """Write Sphinx's source folder: the front page, the lessons, the guide."""
     lessons = [f"lessons/{name}" for name in lesson_names()]
+    chinese = [name for name in lesson_names() if "zh_CN" in languages_of(name)]
     guide = [f"guide/{path.stem}" for path in sorted(GUIDE.glob("*.md"))]
     guide.sort(key=lambda page: page != "guide/index")  # the guide's own front page
     pages = {"README.md": "index.md"}
@@ -94,6 +98,9 @@ def gather(target: Path):
             pages[f"{folder}/{name}.ipynb"] = f"lessons/{name}.ipynb"
     for page in guide:
         pages[f"course/teaching/{page}.md"] = f"{page}.md"
+    pages["README.zh-CN.md"] = "zh_CN/index.md"
+    pages[f"{CHINESE}/glossary.md"] = "zh_CN/glossary.md"
+    pages |= {f"lessons/zh_CN/{x}.ipynb": f"zh_CN/{x}.ipynb" for x in chinese}
 
     for source, page in pages.items():
         if not source.endswith(".md"):
@@ -102,13 +109,17 @@ def gather(target: Path):
         text = relinked(text, source, page, pages, target)
         if page == "index.md":
             text += tree("Lessons", lessons)
+            of_chinese = ["简介 <zh_CN/index>", *(f"zh_CN/{x}" for x in chinese)]
+            text += tree("中文", [*of_chinese, "zh_CN/glossary"])
             text += tree("For teachers", guide) if guide else ""
         (target / page).parent.mkdir(parents=True, exist_ok=True)
         (target / page).write_text(text, encoding="utf-8")
     (target / "lessons").mkdir()
     for name in lesson_names():
-        notebook = shown_lesson(read(SOLUTIONS / f"{name}.ipynb"), name)
-        nbformat.write(notebook, target / "lessons" / f"{name}.ipynb")
+        for language in ("", *languages_of(name)):
+            notebook = shown_lesson(read(SOLUTIONS / f"{name}.ipynb"), name, language)
+            folder = target / (language or "lessons")
+            nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 def tree(caption: str, pages: list[str]) -> str:
@@ -153,9 +164,24 @@ def relinked(text: str, source: str, page: str, pages: dict, target: Path) -> st
     return pattern.sub(link, text)
 
 
-def shown_lesson(notebook, name: str):
+def ways(name: str, language: str) -> str:
+    """The line below a lesson's title: its slides, and the lesson in the other
+    language."""
+    links = [] if language else [SLIDES.format(name=name)]
+    if language:
+        other = {"folder": "lessons", "lang": "en", "words": "English"}
+        links.append(SWITCH.format(name=name, **other))
+    elif "zh_CN" in languages_of(name):
+        other = {"folder": "zh_CN", "lang": "zh-CN", "words": "中文"}
+        links.append(SWITCH.format(name=name, **other))
+    return f'<p class="slides">{" · ".join(links)}</p>'
+
+
+def shown_lesson(notebook, name: str, language: str = ""):
     """The reference as a reader should meet it: each exercise as its stub, with our
     answer folded below it, and words for those who cannot see the figures."""
+    if language:
+        translate(notebook, name, language)
     stubs = {cell.id: cell for cell in with_stubs(copy.deepcopy(notebook)).cells}
     cells, heading = [], ""
     for n, cell in enumerate(notebook.cells):
@@ -165,7 +191,7 @@ def shown_lesson(notebook, name: str):
             heading = titles[-1] if titles else heading
             cells.append(cell)
             if n == 0:
-                cells.append(nbformat.v4.new_markdown_cell(SLIDES.format(name=name)))
+                cells.append(nbformat.v4.new_markdown_cell(ways(name, language)))
                 cells[-1].id = f"{cell.id}-slides"
             continue
         if "exercise" in tags(cell):
@@ -176,9 +202,10 @@ def shown_lesson(notebook, name: str):
                 r"^ *### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M
             )
             cell.metadata["tags"] = ["hide-input"]
+            show, fold = OURS[language]
             cell.metadata["mystnb"] = {
-                "code_prompt_show": "Our answer",
-                "code_prompt_hide": "Fold our answer",
+                "code_prompt_show": show,
+                "code_prompt_hide": fold,
             }
         if has_figure(cell):
             cell.metadata["mystnb"] = {"image": {"alt": alt_text(cell.source, heading)}}

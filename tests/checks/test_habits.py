@@ -14,10 +14,11 @@ import torch
 from test_checking import exercise_cell
 
 import course
-from course.checks import carrying, checking, explain, notebook, plugin
+from course import paths
+from course.checks import checking, explain, notebook, plugin
 from course.making import build
 from course.paths import ROOT, SOLUTIONS, lesson_names
-from course.saved import which
+from course.saved import homes, which
 
 RIGHT = """\
 def top_k_filter(logits, top_k):
@@ -372,7 +373,7 @@ def test_the_name_of_an_exercise_chooses_its_tests_and_no_others():
 
 
 def test_what_is_not_written_names_the_line_that_brings_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(carrying, "LESSONS", tmp_path)
+    monkeypatch.setattr(homes, "LESSONS", tmp_path)
     save(build.as_built(LESSON), tmp_path / f"{LESSON}.ipynb")
     names = {"torch": torch, "check": course.check}
     exec(KEPT_MASS, names)
@@ -395,7 +396,9 @@ def test_what_is_not_written_names_the_line_that_brings_ours(tmp_path, monkeypat
 
 
 def test_carry_says_honestly_whose_answer_it_gives(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(carrying, "LESSONS", tmp_path)
+    monkeypatch.setattr(homes, "LESSONS", tmp_path / "lessons")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    (tmp_path / "lessons").mkdir()
     says = {
         "stub": ("the reference, since you have not written yours yet", STUB),
         "ours": (
@@ -405,7 +408,8 @@ def test_carry_says_honestly_whose_answer_it_gives(tmp_path, monkeypatch, capsys
         "own": ("your own, from lessons/04_top_k.ipynb", "%%time\n" + RIGHT),
     }
     for n, (phrase, answer) in enumerate(says.values()):
-        path = save(edited(answer_is(answer)), tmp_path / f"{LESSON}.ipynb")
+        path = tmp_path / "lessons" / f"{LESSON}.ipynb"
+        save(edited(answer_is(answer)), path)
         os.utime(path, (n, n))  # of one second, else
         course.carry("top_k_filter")
         assert f"top_k_filter: {phrase}\n" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from course.checks import table
 from course.learner import backups
 from course.paths import LESSONS, SOLUTIONS
-from course.saved import books, standing
+from course.saved import asked, books, homes, standing
 
 RIGHT = """def top_k_filter(logits, top_k):
     if top_k < 0:
@@ -53,11 +53,13 @@ def course(tmp_path, monkeypatch):
     for lesson in ("03_your_own_loop", "04_top_k"):
         fresh = books.as_text(books.as_built(lesson))
         made.path(lesson).write_text(fresh, encoding="utf-8")
-    for module in (books, standing, table):
+    for module in (asked, homes, standing, table):
         monkeypatch.setattr(module, "LESSONS", made.lessons)
     monkeypatch.setattr(backups, "BACKUPS", tmp_path / "backups")
     monkeypatch.setattr(standing, "_passed_here", {})
     monkeypatch.setattr(books, "lesson_names", lambda: ["03_your_own_loop", "04_top_k"])
-    monkeypatch.setattr(standing, "lesson_names", books.lesson_names)
+    for module in (asked, homes, standing):
+        monkeypatch.setattr(module, "lesson_names", books.lesson_names)
+    monkeypatch.setattr(homes, "_named", {})
     assert made.lessons not in (LESSONS, SOLUTIONS)
     return made

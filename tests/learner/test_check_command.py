@@ -6,7 +6,7 @@ import json
 import pytest
 
 from course.learner import check, watching
-from course.saved import books, standing
+from course.saved import asked, books, standing
 from course.saved.states import BEGUN, DONE, TO_DO
 
 
@@ -90,13 +90,13 @@ def test_what_is_called_by_number_name_or_file_is_found(course, monkeypatch):
     monkeypatch.chdir(course.folder)
     everything = [x.name for x in books.exercises("04_top_k")]
     for word in ("4", "04", "top_k", "04_top_k", "lessons/04_top_k.ipynb"):
-        assert books.chosen([word]) == {course.path(): everything}, word
-    assert books.chosen(["04.2", "decode"]) == {
+        assert asked.chosen([word]) == {course.path(): everything}, word
+    assert asked.chosen(["04.2", "decode"]) == {
         course.path("03_your_own_loop"): ["decode"],
         course.path(): ["kept_mass"],
     }
     with pytest.raises(books.Unknown, match="Did you mean kept_mass"):
-        books.chosen(["04", "kept_mas"])
+        asked.chosen(["04", "kept_mas"])
 
 
 COPIES = ("my 04.ipynb", "04_top_k-Copy1.ipynb", "04_top_k (1).ipynb", "04.ipynb")
@@ -111,19 +111,19 @@ def test_a_copy_is_found_by_the_name_that_it_has(course, monkeypatch):
         for name in COPIES:
             (folder / name).write_bytes(course.path().read_bytes())
             for word in (name, str(folder / name)):
-                assert books.chosen([word]) == {folder / name: everything}, word
+                assert asked.chosen([word]) == {folder / name: everything}, word
     # From anywhere, one in lessons/; without its ending, where that names no lesson.
     monkeypatch.chdir(course.folder)
     for word in ("my 04.ipynb", "my 04", "04_top_k-Copy1"):
-        assert list(books.chosen([word])) == [
+        assert list(asked.chosen([word])) == [
             course.lessons / f"{word.removesuffix('.ipynb')}.ipynb"
         ]
-    assert list(books.chosen(["04"])) == [course.path()]
+    assert list(asked.chosen(["04"])) == [course.path()]
     # The same name elsewhere is another file; lessons/ is known by any way to it.
     (elsewhere / "04_top_k.ipynb").write_bytes(course.path().read_bytes())
-    found = list(books.chosen(["downloads/04_top_k.ipynb"]))
+    found = list(asked.chosen(["downloads/04_top_k.ipynb"]))
     assert found == [elsewhere / "04_top_k.ipynb"]
-    assert list(books.chosen(["downloads/../lessons/04_top_k.ipynb"])) == [
+    assert list(asked.chosen(["downloads/../lessons/04_top_k.ipynb"])) == [
         course.path()
     ]
 
@@ -132,9 +132,9 @@ def test_a_notebook_of_no_lesson_is_refused_by_its_name(course):
     (course.lessons / "poem.ipynb").write_text('{"cells": []}', encoding="utf-8")
     for word in ("poem.ipynb", "poem"):
         with pytest.raises(books.Unknown, match="poem.ipynb is of no lesson"):
-            books.chosen([word])
+            asked.chosen([word])
     with pytest.raises(books.Unknown, match="There is no lesson and no exercise 'ode"):
-        books.chosen(["ode.ipynb"])
+        asked.chosen(["ode.ipynb"])
 
 
 def test_a_copy_is_checked_itself_and_is_nobodys_progress(course, capfd):

@@ -114,8 +114,8 @@ UNTOUCHED = """
 import sys
 from pathlib import Path
 from course import __main__ as cli
-from course.saved import books, standing
-books.LESSONS = standing.LESSONS = Path(sys.argv[1])
+from course.saved import homes, standing
+homes.LESSONS = standing.LESSONS = Path(sys.argv[1])
 print([cli.main(words.split()) for words in ("check 04", "next", "hint decode")])
 print(sorted({"torch", "transformers", "pytest", "nbformat"} & set(sys.modules)))
 """

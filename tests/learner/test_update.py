@@ -139,7 +139,7 @@ def git(folder, *arguments):
 
 def save(folder, name, content):
     path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = content if isinstance(content, str) else books.as_text(content)
     path.write_text(text, encoding="utf-8")
 
@@ -182,6 +182,23 @@ def everything(folder):
         for path in folder.rglob("*")
         if path.is_file() and ".git" not in path.parts
     }
+
+
+def test_what_was_written_in_another_language_is_kept_as_well(clones):
+    ours, mine = clones
+    name = "lessons/zh_CN/01_a.ipynb"
+    save(ours, name, book(with_source(TITLE, "标题"), SETUP, F))
+    git(ours, "add", "-A")
+    git(ours, "commit", "-qm", "Chinese")
+    git(mine, "pull", "-q")
+    answer = with_source(F, "def f():\n    return 1")
+    save(mine, name, book(with_source(TITLE, "标题"), SETUP, answer))
+    save(ours, name, book(with_source(TITLE, "新标题"), SETUP, F))
+    git(ours, "commit", "-qam", "two")
+    assert updating.main() == 0
+    merged = sources(json.loads((mine / name).read_text("utf-8")))
+    assert {"新标题", "def f():\n    return 1"} <= set(merged)
+    assert len(list(backups.BACKUPS.iterdir())) == 1
 
 
 def test_an_update_brings_what_is_new_and_keeps_what_was_written(clones, capsys):

@@ -15,6 +15,7 @@ import pytest
 from course.checks.notebook import read, tags
 from course.making import browser
 from course.paths import ROOT, SOLUTIONS, lesson_names
+from course.saved import languages
 
 NEEDED = ("furo", "jupytext", "myst_nb", "nbgrader", "playwright", "sphinx_revealjs")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -27,6 +28,7 @@ if MISSING and os.environ.get("CI") != "true":
 GUIDE = sorted(
     path.stem for path in (ROOT / "course" / "teaching" / "guide").glob("*.md")
 )
+CHINESE = [x for x in lesson_names() if "zh_CN" in languages.languages_of(x)]
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -103,6 +105,7 @@ def squeezed(text: str) -> str:
 def test_every_lesson_and_every_page_of_the_guide_is_there(pages):
     wanted = {f"lessons/{name}.html" for name in lesson_names()}
     wanted |= {f"guide/{name}.html" for name in GUIDE}
+    wanted |= {f"zh_CN/{name}.html" for name in [*CHINESE, "index", "glossary"]}
     assert wanted | {"index.html", "search.html"} == set(pages)
     front = {link for link in pages["index.html"].links}
     assert wanted <= front
@@ -120,6 +123,20 @@ def test_a_lesson_shows_all_that_its_cells_printed_and_drew(pages, name):
     assert all(len(alt or "") > 10 for alt in page.alts)
 
 
+@pytest.mark.parametrize("name", CHINESE)
+def test_a_lesson_and_its_translation_lead_to_each_other(pages, site, name):
+    english, chinese = pages[f"lessons/{name}.html"], pages[f"zh_CN/{name}.html"]
+    assert f"../zh_CN/{name}.html" in english.links
+    assert f"../lessons/{name}.html" in chinese.links
+    title = languages.translations(name, "zh_CN")["Questions"]
+    assert title in chinese.text
+    assert title not in english.text
+    assert sum("_images" in x for x in chinese.loaded) == sum(
+        "_images" in x for x in english.loaded
+    )
+    assert 'lang="zh-CN"' in (site / f"zh_CN/{name}.html").read_text("utf-8")[:400]
+
+
 @pytest.mark.parametrize("name", lesson_names())
 def test_an_answer_is_folded_and_the_stub_is_not(pages, name):
     page = pages[f"lessons/{name}.html"]
@@ -135,7 +152,8 @@ def test_an_answer_is_folded_and_the_stub_is_not(pages, name):
             assert answer not in shown
         first_line = squeezed(cell.source.splitlines()[0])
         assert first_line in shown
-    assert shown.count("raiseNotImplementedError(") >= shown.count("Exercise0") // 2 > 0
+    exercises = shown.count(f"Exercise{name[:2]}.")
+    assert shown.count("raiseNotImplementedError(") >= exercises // 2 > 0
 
 
 def test_no_link_leads_nowhere(site, pages):

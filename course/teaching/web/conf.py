@@ -31,6 +31,12 @@ pygments_dark_style = "a11y-dark"
 
 
 def setup(app):
+    def in_its_language(app, page, template, context, tree):
+        if page.startswith("zh_CN/"):
+            context["language"] = "zh-CN"
+
+    app.connect("html-page-context", in_its_language)
+
     def inline(translator, node):
         translator.body.append(mathml(node.astext()))
         raise nodes.SkipNode
