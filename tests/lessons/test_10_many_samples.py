@@ -1039,8 +1039,8 @@ def test_each_step_goes_on_from_where_the_walk_stands(power_sample):
     )
     assert got == (4,), f"{call} should end at (4,), not {expect.show(got)}"
     assert len(judged) <= 6, (
-        f"{call} called logprob {len(judged)} times, where 6 do: once for the start and "
-        "once for each proposal"
+        f"{call} called logprob {len(judged)} times, where 6 do: once for the start "
+        "and once for each proposal"
     )
 
 
@@ -1105,14 +1105,12 @@ def kernel(alpha):
 
 @pytest.mark.parametrize("alpha", [3.0, 1.0])
 def test_texts_are_drawn_from_p_to_the_power_of_alpha(power_sample, alpha):
-    """600 walks of 16 steps, nine counts: fails a right answer less than once in 1e7."""
+    """600 walks of 16 steps, nine counts. Fails a right answer once in 1e7 times."""
     steps, walks = 16, 600
     after = torch.linalg.matrix_power(kernel(alpha), steps)[8]
     power = torch.tensor([P[x] ** alpha for x in TEXTS], dtype=torch.float64)
     target = power / power.sum()
-    assert (
-        after - target
-    ).abs().max() < 0.02  # the walk has nearly forgotten its start
+    assert (after - target).abs().max() < 0.02  # the start is forgotten
     generator = torch.Generator().manual_seed(0)
     logprob = {x: math.log(p) for x, p in P.items()}.get
     found = [
