@@ -10,10 +10,10 @@
 # # 10 · Many samples, one answer
 #
 # **After this lesson you can draw many answers for the price of one prefill, choose one of
-# them in five ways, and say when none of the five helps.**
+# them in four ways, and say with a number when none of the four helps.**
 #
-# You write: `sample_many`, `pass_at_k`, `vote`, `early_stop_vote`, `sequence_logprob`,
-# `self_certainty`, `best_of_n`, `mbr` and `power_sample`. About 150 minutes. Builds on
+# You write: `sample_many`, `sequence_logprob`, `self_certainty`, `pass_at_k`, `vote`,
+# `early_stop_vote`, `best_of_n`, `mbr` and `power_sample`. About 160 minutes. Builds on
 # lessons 03, 05 and 07: their functions come along in the first cell.
 
 # %% tags=["setup"]
@@ -31,8 +31,10 @@ pick_sample = carry("pick_sample")
 position_ids = carry("position_ids")
 
 # %%
-import itertools
+import functools
+import random
 import time
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 
@@ -42,17 +44,16 @@ from tiny_models import load
 
 model, tokenizer = load()
 pad = tokenizer.pad_token_id
-torch.manual_seed(0)
 
 # %% [markdown]
 # ## 1. Many answers to one question
 #
 # One answer is one draw. Two draws may disagree, and then there is something to choose from.
-# A prompt that shows the form makes answers short and easy to compare:
+# A prompt that shows the form makes answers short, and easy to compare:
 
 # %%
-SUM = "Q: What is 2 + 3?\nA: 5\nQ: What is 11 + 4?\nA: 15\nQ: What is {}?\nA:"
-# An answer ends with its line: any token with a line end in it counts as an EOS.
+SUM = "2 + 3 = 5\n11 + 4 = 15\n8 + 12 = 20\n{} ="
+# An answer ends with its line: each token with a line end in it counts as an EOS.
 words = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
 ends = [i for i, word in enumerate(words) if "\n" in word]
 ends.append(tokenizer.eos_token_id)
@@ -68,24 +69,19 @@ def line_of(new_ids):
     return text.split("\n")[0].strip()
 
 
-ids = ids_of(SUM.format("23 + 6"))
-out = model.generate(
-    ids,
-    do_sample=True,
-    top_k=0,
-    num_return_sequences=8,
-    max_new_tokens=4,
-    eos_token_id=ends,
-    pad_token_id=pad,
-)
+ids = ids_of(SUM.format("7 + 5"))
+options = {"do_sample": True, "top_k": 0, "max_new_tokens": 4}
+options |= {"eos_token_id": ends, "pad_token_id": pad}
+torch.manual_seed(0)
+out = model.generate(ids, num_return_sequences=8, **options)
 print([line_of(row) for row in out[:, ids.shape[1] :]])
 
 # %% [markdown]
-# Some are right. `num_return_sequences` is the `n` of the API, and `generate` does it in the
-# simplest way: it copies the prompt eight times and runs all eight copies.
+# Some are right. `num_return_sequences` is the `n` of the API. `generate` does it in the
+# simplest way: it copies the prompt eight times, and runs all eight copies.
 #
-# **Predict:** the prompt has 47 tokens, an answer about 3. Of the work for 8 answers, how
-# much is prompt, and how much of that is needed?
+# **Predict:** the prompt has 33 tokens, an answer about 3. Of the places that `generate`
+# computes for 8 answers, how many are needed?
 
 # %% [markdown]
 # ### Exercise 10.1 · `sample_many`
@@ -153,7 +149,7 @@ def sample_many(
 check(sample_many)
 
 # %% [markdown]
-# The proof, on the real model, and the price:
+# The proof on the real model, and the price:
 
 # %%
 n, took = 16, {}
@@ -163,29 +159,208 @@ mine = sample_many(model, ids, n, 4, pick_sample, ends, pad)
 took["sample_many"] = time.perf_counter() - start
 torch.manual_seed(1)
 start = time.perf_counter()
-theirs = model.generate(
-    ids,
-    do_sample=True,
-    top_k=0,
-    num_return_sequences=n,
-    max_new_tokens=4,
-    eos_token_id=ends,
-    pad_token_id=pad,
-)
+theirs = model.generate(ids, num_return_sequences=n, **options)
 took["generate"] = time.perf_counter() - start
 print("the same ids:", torch.equal(mine, theirs))
 for name, seconds in took.items():
     print(f"{name:12} {seconds:.2f} s")
 
 # %% [markdown]
-# Serving engines share the prefill in the same way, without a copy: rows point to the same
-# blocks of memory until they differ (lesson 07's paged cache).
+# For 8 answers of 3 tokens `generate` computes 8 · 33 places of prompt, of which 33 are
+# needed, and 8 · 2 places of answers. Serving engines share a prefill, too, and without a
+# copy: all rows point to the same blocks of memory (lesson 07).
 #
-# TASKS-AND-SAMPLES
+# ## 2. What the model thinks of an answer
+#
+# The model knows how probable it found what it wrote. That will be one way to choose.
+
 # %% [markdown]
-# ## 2. Is a right one among them?
+# ### Exercise 10.2 · `sequence_logprob`
 #
-# The first question is not which answer to choose, but whether a right one was drawn at all.
+# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 12 lines
+#
+# The log-probability of the tokens from column `start` on, given all that stands before them:
+# the sum, for each row, in one call of the model. Where the mask is 0 there is padding, on the
+# left or on the right, which does not count. Everything else does, an EOS too.
+#
+# By hand: behind a 2 comes 1 with probability 0.4, behind a 1 comes 1 with 0.9. The ids `[[2,
+# 1, 1]]` with `start=1` have ln 0.4 + ln 0.9 = ln 0.36; with `start=2`, ln 0.9.
+#
+# <details><summary>Hint 1</summary>Lesson 02's <code>token_logprobs</code> has the core: the
+# logits at a place belong to the token behind it.</details>
+# <details><summary>Hint 2</summary>With padding on the left the model needs
+# <code>attention_mask=mask</code> and <code>position_ids=position_ids(mask)</code>.</details>
+# <details><summary>Hint 3</summary>A padding token may have the log-probability -inf, and 0
+# times -inf is nan: <code>masked_fill(mask == 0, 0.0)</code>.</details>
+# <details><summary>Hint 4</summary>49,152 logits for each place of a long prompt take much
+# memory. <code>logits_to_keep=m</code> makes the model compute those of the last m places
+# only: one more than there are tokens to judge.</details>
+
+
+# %% tags=["exercise"]
+def sequence_logprob(
+    model, ids: torch.Tensor, mask: torch.Tensor, start: int
+) -> torch.Tensor:
+    """The log-probability of each row's tokens from column start on, given those before.
+
+    ids: (batch, seq) int64. mask: (batch, seq) int64, 0 on padding, on the left or right;
+    each row has a token before start. The model is called once, without gradients, with
+    attention_mask and position_ids. Returns (batch,) float32, the sums in nats; 0 for a
+    row that has no token there. Raises ValueError unless 1 <= start <= seq.
+    """
+    ### BEGIN SOLUTION
+    if not 1 <= start <= ids.shape[1]:
+        raise ValueError(f"start must be from 1 to {ids.shape[1]}, got {start}")
+    with torch.no_grad():
+        logits = model(
+            ids,
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            logits_to_keep=ids.shape[1] - start + 1,
+        ).logits
+    logprobs = logits[:, :-1].float().log_softmax(-1)  # (batch, new, vocab)
+    logprobs = logprobs.gather(-1, ids[:, start:, None])[..., 0]  # (batch, new)
+    return logprobs.masked_fill(mask[:, start:] == 0, 0.0).sum(-1)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(sequence_logprob)
+
+# %% [markdown]
+# Two answers to a sum that the model finds hard. **Predict:** is the right one likelier?
+
+# %%
+texts = ["31 + 17 = 48\n", "31 + 17 = 52\n"]
+shown = SUM.split("{}")[0]
+batch = torch.cat([ids_of(shown + text) for text in texts])
+places = ids_of(shown + "31 + 17 =").shape[1]
+both = sequence_logprob(model, batch, torch.ones_like(batch), places)
+for text, logprob in zip(texts, both.tolist(), strict=True):
+    print(f"{text.strip()}   ln p = {logprob:.2f}   p = {math.exp(logprob):.3f}")
+
+# %% [markdown]
+# No: keep this sum in mind. More samples will show the wrong answer more often.
+#
+# A sum of logarithms falls with each token, so it favours short texts (lesson 09). And it says
+# how likely *this* text is, not how sure the model was on the way. *Self-certainty* (Kang,
+# Zhao and Song, 2025) looks at the whole distribution of each place: how far is it from one in
+# which all tokens are equally likely?
+
+# %% [markdown]
+# ### Exercise 10.3 · `self_certainty`
+#
+# difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 3 lines
+#
+# The Kullback–Leibler divergence *from uniform*, KL(u ‖ p) = Σ 1/V · ln((1/V) / p), of each
+# place, and the mean over places: in nats, larger for surer. (KL(p ‖ u) is another number: ln V
+# minus the entropy.)
+#
+# By hand: two tokens with the probabilities 0.8 and 0.2: ½ ln(0.5 / 0.8) + ½ ln(0.5 / 0.2) =
+# -½ ln 0.64 = 0.223. Two equal ones: 0. A text with both distributions, one at each of two
+# places: 0.112.
+#
+# Give it raw logits: a token with probability 0, as filters make it, makes the number
+# infinite.
+#
+# <details><summary>Hint 1</summary>Take the formula apart: ln(1/V) is a constant, and the rest
+# is the mean of -ln p over the vocabulary.</details>
+# <details><summary>Hint 2</summary><code>log_softmax</code>, not the log of a softmax: the
+# probability of a rare token may be 0 in float32, its logarithm is not -inf.</details>
+
+
+# %% tags=["exercise"]
+def self_certainty(logits: torch.Tensor) -> torch.Tensor:
+    """The mean over places of KL(uniform, p), in nats: larger where the model is surer.
+
+    logits: (batch, new, vocab) of any float dtype, new of 1 or more. Returns (batch,)
+    float32. A logit of -inf makes it inf.
+    """
+    ### BEGIN SOLUTION
+    logprobs = logits.float().log_softmax(-1)  # (batch, new, vocab)
+    divergence = -math.log(logits.shape[-1]) - logprobs.mean(-1)  # (batch, new)
+    return divergence.mean(-1)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(self_certainty)
+
+# %% [markdown]
+# Both numbers come for free while a sample is drawn: `pick` sees the logits. So the samples of
+# this lesson are drawn once, here: three kinds of tasks, 20 questions, 24 samples each. A
+# sample that does not end within 5 tokens has no answer.
+
+# %%
+TASKS = {
+    "sums": (
+        SUM,
+        "7 + 5: 12, 8 + 9: 17, 12 + 15: 27, 23 + 6: 29, 14 + 8: 22, "
+        "31 + 17: 48, 9 + 6: 15, 25 + 25: 50, 45 + 12: 57, 33 + 9: 42",
+    ),
+    "facts": (
+        "France: Paris\nJapan: Tokyo\n{}:",
+        "Italy: Rome, Australia: Canberra, "
+        "Canada: Ottawa, Egypt: Cairo, Kenya: Nairobi, Turkey: Ankara",
+    ),
+    "format": (
+        "seven: 7\ntwenty-one: 21\nfifty-eight: 58\n{}:",
+        "nineteen: 19, forty-six: 46, eighty-eight: 88, ninety: 90",
+    ),
+}
+N, NEW = 24, 5
+
+
+@dataclass
+class Sample:
+    text: str
+    answer: str | None  # the text, if it has ended
+    logprob: float
+    certainty: float
+
+
+def samples_of(prompt):
+    """N samples, with what the model thought of them while they were drawn."""
+    logprobs, certainties = [], []
+
+    def pick(logits):
+        token = pick_sample(logits)
+        logprobs.append(logits.log_softmax(-1).gather(-1, token)[:, 0].tolist())
+        certainties.append(self_certainty(logits[:, None]).tolist())
+        return token
+
+    ids = ids_of(prompt)
+    out = sample_many(model, ids, N, NEW, pick, ends, pad)[:, ids.shape[1] :]
+    samples = []
+    for i, row in enumerate(out.tolist()):
+        length = next((k for k, x in enumerate(row, 1) if x in ends), len(row))
+        ended, text = row[length - 1] in ends, line_of(row[:length])
+        logprob = sum(step[i] for step in logprobs[:length])
+        certainty = sum(step[i] for step in certainties[:length]) / length
+        samples.append(Sample(text, text if ended else None, logprob, certainty))
+    return samples
+
+
+# %%
+questions = [  # (kind, question, right answer)
+    (kind, *pair.split(": "))
+    for kind, (_, pairs) in TASKS.items()
+    for pair in pairs.split(", ")
+]
+torch.manual_seed(0)
+drawn = {q: samples_of(TASKS[kind][0].format(q)) for kind, q, _ in questions}
+for kind, q, right in questions:
+    counts = Counter(sample.answer for sample in drawn[q])
+    most = ", ".join(f"{a} {k}" for a, k in counts.most_common(3))
+    print(f"{kind:7} {q:12} {right:9} right: {counts[right]:2}   most: {most}")
+
+# %% [markdown]
+# (`None` stands for those that did not end.) Some questions are answered well, some hardly
+# ever, and some are answered wrong with conviction.
+#
+# ## 3. Is a right one among them?
+#
+# The first question is not which answer to take, but whether a right one was drawn at all.
 # *pass@k* is the probability that at least one of k samples is right. Nobody draws k samples
 # again and again to measure it: draw n once, count the c right ones, and compute what k of
 # those n would have given.
@@ -193,7 +368,7 @@ for name, seconds in took.items():
 # **Predict:** 4 samples, 1 of them right. What is pass@2?
 
 # %% [markdown]
-# ### Exercise 10.2 · `pass_at_k`
+# ### Exercise 10.4 · `pass_at_k`
 #
 # difficulty ★★☆ · importance ★★★ · 15 min · our answer: 5 lines
 #
@@ -234,16 +409,31 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 check(pass_at_k)
 
 # %% [markdown]
-# PASS-DEMO
+# How people get it wrong: with replacement, as above; by counting samples of all problems as
+# if they were of one. **Predict** pass@10 for two problems with 20 samples each, of which 20
+# and 0 are right.
+
+# %% tags=["nbval-check-output"]
+for c in (1, 2, 5):
+    biased = 1 - (1 - c / 20) ** 10
+    print(
+        f"20 samples, {c} right: pass@10 {pass_at_k(20, c, 10):.3f}, not {biased:.3f}"
+    )
+each = [pass_at_k(20, c, 10) for c in (20, 0)]
+print("two problems:", sum(each) / 2, "  40 samples, 20 right:", end=" ")
+print(f"{pass_at_k(40, 20, 10):.4f}")
 
 # %% [markdown]
-# ## 3. Let the samples vote
+# One problem is always solved and one never: 0.5. Whoever counts all samples together finds
+# nearly 1. pass@k is computed for each problem, and then averaged.
 #
-# In practice nobody tells which sample is right. *Self-consistency* (Wang et al., 2023) takes
+# ## 4. Let the samples vote
+#
+# In practice nobody says which sample is right. *Self-consistency* (Wang et al., 2023) takes
 # the answer that most samples give: there are many ways to be wrong, and they seldom agree.
 
 # %% [markdown]
-# ### Exercise 10.3 · `vote`
+# ### Exercise 10.5 · `vote`
 #
 # difficulty ★★☆ · importance ★★★ · 15 min · our answer: 12 lines
 #
@@ -295,11 +485,23 @@ def vote(answers: list[str | None], weights: list[float] | None = None) -> str |
 # %% tags=["check"]
 check(vote)
 
-# %% [markdown]
-# VOTE-DEMO
+# %%
+for kind in TASKS:
+    mine = [(q, right) for k, q, right in questions if k == kind]
+    one = [sum(s.answer == right for s in drawn[q]) / N for q, right in mine]
+    voted = [vote([s.answer for s in drawn[q]]) for q, _ in mine]
+    won = [v == right for v, (_, right) in zip(voted, mine, strict=True)]
+    lost = [f"{q}: {v}" for v, (q, _), w in zip(voted, mine, won, strict=True) if not w]
+    print(f"{kind:7} one sample {sum(one) / len(one):.2f}", end="   ")
+    print(f"vote of {N} {sum(won) / len(won):.2f}   lost: {', '.join(lost)}")
 
 # %% [markdown]
-# ### Exercise 10.4 · `early_stop_vote`
+# A vote makes the likely answer certain. Where the right one is the likeliest, that wins much.
+# Where a wrong one is, such as 52 for 31 + 17, more samples make it *worse* than one, which
+# is at least sometimes right. Votes cure chance, not error.
+
+# %% [markdown]
+# ### Exercise 10.6 · `early_stop_vote`
 #
 # difficulty ★★★ · importance ★★☆ · 20 min · our answer: 14 lines
 #
@@ -354,112 +556,24 @@ def early_stop_vote(answers: Iterator[str | None], n: int) -> tuple[str | None, 
 check(early_stop_vote)
 
 # %% [markdown]
-# EARLY-DEMO
+# What does it save? The votes above, with samples that come one by one:
+
+# %%
+used = {q: early_stop_vote((s.answer for s in drawn[q]), N) for _, q, _ in questions}
+same = all(used[q][0] == vote([s.answer for s in drawn[q]]) for q in used)
+print("the same results:", same)
+print(f"samples drawn: {sum(k for _, k in used.values())} of {N * len(used)}")
+print("at least, at most:", min(used.values(), key=lambda x: x[1]), end=" ")
+print(max(used.values(), key=lambda x: x[1]))
 
 # %% [markdown]
-# ## 4. Judges
+# The result is the same, and some samples are saved. It stops only when *certain*: papers on
+# adaptive voting (such as Aggarwal et al., 2023) stop when it is likely, and save more.
 #
-# A vote needs answers that can be equal. A *judge* gives each text a number, and the text
-# with the largest one is taken: *best of n*. The judge at hand is the model itself, which
-# knows how probable it found what it wrote.
-
-# %% [markdown]
-# ### Exercise 10.5 · `sequence_logprob`
+# ## 5. Judges, and a judge that is wrong
 #
-# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 12 lines
-#
-# The log-probability of the tokens from column `start` on, given all that stands before them:
-# the sum, for each row, in one call of the model. Where the mask is 0 there is padding, on the
-# left or on the right, which does not count. Everything else does, an EOS too.
-#
-# By hand: behind a 2 comes 1 with probability 0.4, behind a 1 comes 1 with 0.9. The ids `[[2,
-# 1, 1]]` with `start=1` have ln 0.4 + ln 0.9 = ln 0.36; with `start=2`, ln 0.9.
-#
-# <details><summary>Hint 1</summary>Lesson 02's <code>token_logprobs</code> has the core: the
-# logits at a place belong to the token behind it.</details>
-# <details><summary>Hint 2</summary>With padding on the left the model needs
-# <code>attention_mask=mask</code> and <code>position_ids=position_ids(mask)</code>.</details>
-# <details><summary>Hint 3</summary>A padding token may have the log-probability -inf, and 0
-# times -inf is nan: <code>masked_fill(mask == 0, 0.0)</code>.</details>
-# <details><summary>Hint 4</summary>49,152 logits for each place of a long prompt take much
-# memory. <code>logits_to_keep=m</code> makes the model compute those of the last m places
-# only: one more than there are tokens to judge.</details>
-
-
-# %% tags=["exercise"]
-def sequence_logprob(
-    model, ids: torch.Tensor, mask: torch.Tensor, start: int
-) -> torch.Tensor:
-    """The log-probability of each row's tokens from column start on, given those before.
-
-    ids: (batch, seq) int64. mask: (batch, seq) int64, 0 on padding, on the left or right;
-    each row has a token before start. The model is called once, without gradients, with
-    attention_mask and position_ids. Returns (batch,) float32, the sums in nats; 0 for a
-    row that has no token there. Raises ValueError unless 1 <= start <= seq.
-    """
-    ### BEGIN SOLUTION
-    if not 1 <= start <= ids.shape[1]:
-        raise ValueError(f"start must be from 1 to {ids.shape[1]}, got {start}")
-    with torch.no_grad():
-        logits = model(
-            ids,
-            attention_mask=mask,
-            position_ids=position_ids(mask),
-            logits_to_keep=ids.shape[1] - start + 1,
-        ).logits
-    logprobs = logits[:, :-1].float().log_softmax(-1)  # (batch, new, vocab)
-    logprobs = logprobs.gather(-1, ids[:, start:, None])[..., 0]  # (batch, new)
-    return logprobs.masked_fill(mask[:, start:] == 0, 0.0).sum(-1)
-    ### END SOLUTION
-
-
-# %% tags=["check"]
-check(sequence_logprob)
-
-# %% [markdown]
-# A sum of logarithms falls with each token, so it favours short texts (lesson 09). And it says
-# how likely *this* text is, not how sure the model was at each step. *Self-certainty* (Kang,
-# Zhao and Song, 2025) looks at whole distributions: how far is each from one in which all
-# tokens are equally likely?
-
-# %% [markdown]
-# ### Exercise 10.6 · `self_certainty`
-#
-# difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 3 lines
-#
-# The Kullback–Leibler divergence *from uniform*, KL(u ‖ p) = Σ 1/V · ln((1/V) / p), of each
-# place, and the mean over places: in nats, larger for surer. (KL(p ‖ u) is another number: ln V
-# minus the entropy.)
-#
-# By hand: two tokens with the probabilities 0.8 and 0.2: ½ ln(0.5 / 0.8) + ½ ln(0.5 / 0.2) =
-# -½ ln 0.64 = 0.223. Two equal ones: 0. A text with both distributions, one at each of two
-# places: 0.112.
-#
-# Give it raw logits: a token with probability 0, as filters make it, makes the number
-# infinite.
-#
-# <details><summary>Hint 1</summary>Take the formula apart: ln(1/V) is a constant, and the rest
-# is the mean of -ln p over the vocabulary.</details>
-# <details><summary>Hint 2</summary><code>log_softmax</code>, not the log of a softmax: the
-# probability of a rare token may be 0 in float32, its logarithm is not -inf.</details>
-
-
-# %% tags=["exercise"]
-def self_certainty(logits: torch.Tensor) -> torch.Tensor:
-    """The mean over places of KL(uniform, p), in nats: larger where the model is surer.
-
-    logits: (batch, new, vocab) of any float dtype, new of 1 or more. Returns (batch,)
-    float32. A logit of -inf makes it inf.
-    """
-    ### BEGIN SOLUTION
-    logprobs = logits.float().log_softmax(-1)  # (batch, new, vocab)
-    divergence = -math.log(logits.shape[-1]) - logprobs.mean(-1)  # (batch, new)
-    return divergence.mean(-1)
-    ### END SOLUTION
-
-
-# %% tags=["check"]
-check(self_certainty)
+# A vote needs answers that can be equal. A *judge* gives each text a number, and the text with
+# the largest one is taken.
 
 # %% [markdown]
 # ### Exercise 10.7 · `best_of_n`
@@ -495,15 +609,122 @@ def best_of_n(scores: list[float]) -> int:
 check(best_of_n)
 
 # %% [markdown]
-# JUDGE-DEMO
+# Three judges: the text's own log-probability, self-certainty, and one that knows the right
+# answer, the *oracle*.
+
+
+# %%
+def chosen(q, judge):
+    samples = drawn[q]
+    return samples[best_of_n([judge(s) for s in samples])]
+
+
+judges = {
+    "log-probability": lambda s: s.logprob,
+    "self-certainty": lambda s: s.certainty,
+}
+for name, judge in judges.items():
+    for kind in TASKS:
+        mine = [(q, right) for k, q, right in questions if k == kind]
+        won = sum(chosen(q, judge).answer == right for q, right in mine)
+        print(f"{name:16} {kind:7} best of {N}: {won} of {len(mine)}")
+print([chosen(q, judges["self-certainty"]).text for _, q, _ in questions[:8]])
 
 # %% [markdown]
+# SURE-PROSE
+#
+# Now a judge that is *wrong*. Someone has seen that wrong sums are often too small, and made a
+# rule of it: of numbers, the larger one is better. With n samples out of 24, the chance that
+# the best of n is the one at rank i can be computed exactly, as in `pass_at_k`: the n - 1
+# others come from those below it.
+#
+# **Predict:** how does the accuracy on sums go with n?
+
+
+# %%
+def best_of_subset(N, n):
+    """For each rank, best first: the chance that it is the best of n out of N."""
+    return [math.comb(N - 1 - i, n - 1) / math.comb(N, n) for i in range(N)]
+
+
+def size(sample):
+    """The judge: a larger number is better, and what is no number is worst."""
+    digits = (sample.answer or "").isdecimal()
+    return math.log10(1 + int(sample.answer)) if digits else 0.0
+
+
+sums = [(q, right) for kind, q, right in questions if kind == "sums"]
+ns = [1, 2, 3, 4, 6, 8, 12, 16, 24]
+liked, correct = [], []
+for n in ns:
+    chances, score, hits = best_of_subset(N, n), 0.0, 0.0
+    for q, right in sums:
+        ranked = sorted(drawn[q], key=size, reverse=True)
+        score += sum(c * size(s) for c, s in zip(chances, ranked, strict=True))
+        hits += sum(
+            c for c, s in zip(chances, ranked, strict=True) if s.answer == right
+        )
+    liked.append(score / len(sums))
+    correct.append(hits / len(sums))
+
+# %% [markdown]
+# How far does choosing move the texts away from the model? The Kullback–Leibler divergence
+# between the best of n and one sample is at most ln n - (n - 1)/n. Many papers say "is". With
+# few different texts, equal ones among the n make it less (Beirami et al., 2024). Here
+# is one question, its 24 samples taken for the model's distribution:
+
+
+# %%
+def divergence(p, n):
+    """KL(best of n, one draw), where p holds the probabilities, the worst text first."""
+    kl, below = 0.0, 0.0
+    for share in p:
+        new = min(below + share, 1.0) ** n - below**n
+        kl += new * math.log(new / share) if new else 0.0
+        below += share
+    return kl
+
+
+def bound(n):
+    return math.log(n) - (n - 1) / n
+
+
+counts = Counter(round(size(s), 6) for s in drawn["33 + 9"])
+p = [counts[x] / N for x in sorted(counts)]
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3))
+left.plot(ns, correct, "o-", color=figures.RED, label="right (share of sums)")
+left.plot(
+    ns, [x / liked[-1] for x in liked], "s-", label="the judge's score, of its best"
+)
+left.set(
+    xscale="log", xlabel="n", ylim=(0, 1.05), title="A judge that likes large numbers"
+)
+left.set_xticks(ns, ns)
+left.minorticks_off()
+left.legend(loc="lower left", fontsize=8)
+right.plot(
+    ns, [bound(n) for n in ns], "--", color=figures.GREY, label="ln n - (n - 1)/n"
+)
+right.plot(ns, [divergence(p, n) for n in ns], "o-", label="sizes of 33 + 9")
+uniform = [1 / 1000] * 1000
+right.plot(ns, [divergence(uniform, n) for n in ns], "x", label="1,000 equally likely")
+right.set(
+    xscale="log", xlabel="n", ylabel="KL in nats", title="A bound, not an equality"
+)
+right.set_xticks(ns, ns)
+right.minorticks_off()
+right.legend(loc="upper left", fontsize=8)
+plt.show()
+print("right:", [f"{n}: {x:.2f}" for n, x in zip(ns, correct, strict=True)])
+
+# %% [markdown]
+# HACK-PROSE
+#
 # ## 6. The answer that agrees with the others
 #
-# A vote sees equal or not equal. With long texts no two are equal, and with numbers 28 is
-# nearer to 29 than 3 is. *Minimum Bayes risk* (MBR) decoding says what being near is worth, a
-# *utility*, and takes the sample which is worth most on average if the truth is as the other
-# samples say.
+# A vote sees equal or not equal. But long texts are never equal, and 28 is nearer to 29 than 3
+# is. *Minimum Bayes risk* (MBR) decoding says what being near is worth, a *utility*, and takes
+# the sample that is worth most on average, if the truth is what another sample says.
 
 # %% [markdown]
 # ### Exercise 10.8 · `mbr`
@@ -552,16 +773,144 @@ def mbr(candidates: list[str], utility: Callable[[str, str], float]) -> int:
 check(mbr)
 
 # %% [markdown]
-# MBR-DEMO
+# With equality as the utility MBR is the vote. Other utilities choose other answers from the
+# same samples. Here is the vote beside two of them: the letters that two texts share, and the
+# distance of two numbers. **Predict** what the distance prefers.
+
+
+# %%
+@functools.cache
+def shared(candidate, other):
+    """The F1 of the characters that two texts share."""
+    both = (Counter(candidate) & Counter(other)).total()
+    return 2 * both / max(len(candidate) + len(other), 1)
+
+
+def near(candidate, other):
+    return -abs(int(candidate) - int(other))
+
+
+for q, right in sums:
+    texts = [s.answer for s in drawn[q] if (s.answer or "").isdecimal()]
+    picked = [texts[mbr(texts, utility)] for utility in (shared, near)]
+    print(
+        f"{q:8} = {right}   vote {vote(texts)}   shared {picked[0]}   near {picked[1]}"
+    )
 
 # %% [markdown]
+# The sample with the smallest mean distance to the others is their median. A vote takes the
+# most frequent one. Which is better depends on the errors: MBR is as good as its utility.
+#
+# ## 7. Accuracy against n
+#
+# All ways at once. For each n: draw n of the 24 samples at random, choose, look whether the
+# choice is right; again and again, averaged over draws and questions. The oracle is `pass_at_k`.
+#
+# **Predict** the order of the curves at n = 24, and which of them are flat.
+
+
+# %%
+def voted(samples):
+    return vote([s.answer for s in samples])
+
+
+def agreed(samples):
+    return samples[mbr([s.text for s in samples], shared)].answer
+
+
+def likeliest(samples):
+    return samples[best_of_n([s.logprob for s in samples])].answer
+
+
+def surest(samples):
+    return samples[best_of_n([s.certainty for s in samples])].answer
+
+
+ways = {"vote": voted, "MBR": agreed, "best log-probability": likeliest}
+ways["best self-certainty"] = surest
+sizes, dice = [1, 2, 4, 8, 16, 24], random.Random(0)
+
+
+def accuracy(way, q, right, n, draws=40):
+    """How often the choice from n of the samples is right."""
+    draws = draws if n < N else 1
+    found = (way(dice.sample(drawn[q], n)) for _ in range(draws))
+    return sum(answer == right for answer in found) / draws
+
+
+# (questions, sizes) for each way
+results = {
+    name: torch.tensor(
+        [[accuracy(way, q, right, n) for n in sizes] for _, q, right in questions]
+    )
+    for name, way in ways.items()
+}
+hits = [sum(s.answer == right for s in drawn[q]) for _, q, right in questions]
+results["oracle (pass@n)"] = torch.tensor(
+    [[pass_at_k(N, c, n) for n in sizes] for c in hits]
+)
+
+# %% [markdown]
+# Twenty questions are few. The bootstrap of lesson 08 draws twenty of them with replacement,
+# again and again, and gives each mean an interval. (The *questions* are drawn anew. Whoever
+# draws the samples of one question with replacement measures something else, and too low.)
+
+
+# %%
+def interval(values, draws=2000):
+    """The mean of each column, and what 95% of the means of resampled rows lie between."""
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(values), (draws, len(values)), generator=generator)
+    means = values[picks].mean(1)  # (draws, columns)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0)
+    return values.mean(0), low, high
+
+
+fig, ax = plt.subplots(figsize=(7.5, 3.6))
+colours = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.RED, figures.GREY)
+for (name, values), colour in zip(results.items(), colours, strict=True):
+    mean, low, high = interval(values)
+    ax.plot(sizes, mean, "o-", label=name, color=colour)
+    if name in ("vote", "oracle (pass@n)"):
+        ax.fill_between(sizes, low, high, color=colour, alpha=0.12, linewidth=0)
+ax.set(xscale="log", xlabel="samples n", ylabel="share right", ylim=(0, 1))
+ax.set_xticks(sizes, sizes)
+ax.minorticks_off()
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+for name, values in results.items():
+    mean, low, high = interval(values[:, [0, -1]] - 0)
+    gain = interval(values[:, -1:] - values[:, :1])
+    print(f"{name:21} n=1 {mean[0]:.2f}   n=24 {mean[1]:.2f}", end="   ")
+    print(f"gain {gain[0].item():+.2f} [{gain[1].item():+.2f}, {gain[2].item():+.2f}]")
+
+# %% [markdown]
+# ACCURACY-PROSE
+#
 # ## 8. Drawing from pᵅ
 #
-# Best of n with the model's own probability ends at the likeliest text, and likelier need not
-# be better (lessons 08 and 09). Between sampling and search lies the *power distribution*: draw
-# whole texts with a probability in proportion to p(text)ᵅ. Is that not temperature 1/α?
+# Best of n by log-probability ends at the likeliest text, and likelier need not be better
+# (lessons 08 and 09). Between sampling and search lies the *power distribution*: draw whole
+# texts, each in proportion to p(text)ᵅ. Is that not temperature 1/α?
 #
-# POWER-TOY
+# A toy that can be enumerated: the first token is A (0.6) or B (0.4). Behind A four tokens are
+# equally likely, behind B there is one. **Predict** the probability of B at temperature ¼, and
+# under p⁴.
+
+# %% tags=["nbval-check-output"]
+toy = {(0, k): 0.6 / 4 for k in range(4)} | {(1, 0): 0.4}  # text -> probability
+alpha = 4
+total = sum(p**alpha for p in toy.values())
+power = {text: p**alpha / total for text, p in toy.items()}
+a, b = 0.6**alpha / (0.6**alpha + 0.4**alpha), 0.4**alpha / (0.6**alpha + 0.4**alpha)
+cold = {(0, k): a / 4 for k in range(4)} | {(1, 0): b}  # the four stay equally likely
+print(f"B: sampling {toy[1, 0]:.2f}, temperature 1/4 {cold[1, 0]:.2f}", end=", ")
+print(f"power 4 {power[1, 0]:.2f}")
+
+# %% [markdown]
+# A low temperature looks one token ahead: A is likelier than B, so it takes A even more often.
+# The power distribution looks at whole texts: the one behind B has 0.4, none behind A more than
+# 0.15.
 
 # %% [markdown]
 # ### Exercise 10.9 · `power_sample`
@@ -623,4 +972,95 @@ def power_sample(
 check(power_sample)
 
 # %% [markdown]
-# POWER-DEMO
+# On the toy, with fresh texts from p as proposals, 1,000 walks of 15 steps. If the walk does
+# what it promises, its bars are those of p⁴:
+
+
+# %%
+def fresh(x, generator):
+    """A new text, drawn from p, whatever x is."""
+    place = torch.multinomial(torch.tensor([*toy.values()]), 1, generator=generator)
+    y = [*toy][int(place)]
+    return y, math.log(toy[y]), math.log(toy[x])
+
+
+generator = torch.Generator().manual_seed(0)
+walks = Counter(
+    power_sample(lambda x: math.log(toy[x]), fresh, (0, 0), alpha, 15, generator)
+    for _ in range(1000)
+)
+columns = {"p": toy, "temperature 1/4": cold, "p⁴, enumerated": power}
+columns["p⁴, walks"] = {text: walks[text] / 1000 for text in toy}
+fig, ax = plt.subplots(figsize=(7.5, 2.8))
+for i, (name, column) in enumerate(columns.items()):
+    ax.bar([k + 0.2 * i for k in range(5)], column.values(), 0.2, label=name)
+ax.set_xticks([k + 0.3 for k in range(5)], ["A 0", "A 1", "A 2", "A 3", "B 0"])
+ax.set(ylabel="probability", ylim=(0, 1))
+ax.legend(loc="upper left")
+plt.show()
+
+# %% [markdown]
+# And with the model: our 24 samples of a question were drawn from p, so a random one of them is
+# such a proposal. What does raising α do to the share of right answers?
+
+
+# %%
+def walk_over(samples, alpha, generator, steps=24):
+    def propose(x, generator):
+        y = (int(torch.randint(N, (), generator=generator)),)
+        return y, samples[y[0]].logprob, samples[x[0]].logprob
+
+    start = (int(torch.randint(N, (), generator=generator)),)
+    logprob = lambda x: samples[x[0]].logprob  # noqa: E731
+    x = power_sample(logprob, propose, start, alpha, steps, generator)
+    return samples[x[0]].answer
+
+
+generator = torch.Generator().manual_seed(0)
+for alpha in (1.0, 2.0, 4.0):
+    share = [
+        sum(walk_over(drawn[q], alpha, generator) == right for _ in range(25)) / 25
+        for _, q, right in questions
+    ]
+    print(f"alpha {alpha:.0f}: right {sum(share) / len(share):.2f}")
+
+# %% [markdown]
+# POWER-PROSE
+#
+# ## Questions
+#
+# 1. A question has the right answer with probability 0.3 and one wrong answer with 0.4. What do
+#    pass@n and the vote tend to as n grows?
+# 2. Why does `early_stop_vote` never stop early with a tie?
+# 3. Best of n by log-probability with n → ∞: which decoder is that?
+# 4. `power_sample` with `alpha=1`, and a proposal drawn from p: how often is it accepted?
+#
+# <details><summary>Answers</summary>
+#
+# 1. pass@n to 1, the vote to 0: it finds the likeliest answer, which is wrong.
+# 2. With one answer left, one of those that tie may still get it.
+# 3. Exact search for the likeliest text (lesson 09), with all that is wrong with it.
+# 4. Always: the ratio is p(y)/p(x) · p(x)/p(y) = 1.
+#
+# </details>
+#
+# ## In the wild
+#
+# WILD
+#
+# ## To read
+#
+# - Chen et al.: *Evaluating Large Language Models Trained on Code*, 2021,
+#   [arXiv:2107.03374](https://arxiv.org/abs/2107.03374). pass@k.
+# - Wang et al.: *Self-Consistency Improves Chain of Thought Reasoning in Language Models*, ICLR
+#   2023, [arXiv:2203.11171](https://arxiv.org/abs/2203.11171).
+# - Aggarwal et al.: *Let's Sample Step by Step*, EMNLP 2023,
+#   [arXiv:2305.11860](https://arxiv.org/abs/2305.11860). When to stop a vote.
+# - Kang, Zhao, Song: *Scalable Best-of-N Selection for Large Language Models via
+#   Self-Certainty*, 2025, [arXiv:2502.18581](https://arxiv.org/abs/2502.18581).
+# - Beirami et al.: *Theoretical guarantees on the best-of-n alignment policy*, 2024,
+#   [arXiv:2401.01879](https://arxiv.org/abs/2401.01879). The bound.
+# - Eikema, Aziz: *Is MAP Decoding All You Need?*, COLING 2020,
+#   [arXiv:2005.10283](https://arxiv.org/abs/2005.10283). Why MBR.
+# - Karan, Du: *Reasoning with Sampling: Your Base Model is Smarter Than You Think*, 2025,
+#   [arXiv:2510.14901](https://arxiv.org/abs/2510.14901). Power sampling.
