@@ -119,10 +119,10 @@ def sample_many(
 ) -> torch.Tensor:
     """Continue one prompt n times, with one prefill.
 
-    ids: (1, seq) int64, without padding. pick: (n, vocab) float32 -> (n, 1), called once
-    a step. The model is called without gradients, once for each new token: with the
-    prompt as one row, then with (n, 1). Returns (n, seq + new) int64, where new is at
-    most max_new_tokens: a row that has finished gets pad_id, and when all have, the loop
+    ids: (1, seq) int64, without padding. pick: (n, vocab) float32 -> (n, 1), called
+    once a step. The model is called without gradients, once for each new token: with
+    the prompt as one row, then with (n, 1). Returns (n, seq + new) int64, new at most
+    max_new_tokens: a row that has finished gets pad_id, and when all have, the loop
     ends. An EOS in the prompt ends nothing. Raises ValueError for n below 1.
     """
     ### BEGIN SOLUTION
@@ -201,9 +201,9 @@ for name, seconds in took.items():
 def sequence_logprob(
     model, ids: torch.Tensor, mask: torch.Tensor, start: int
 ) -> torch.Tensor:
-    """The log-probability of each row's tokens from column start on, given those before.
+    """The log-probability of each row's tokens from column start on.
 
-    ids: (batch, seq) int64. mask: (batch, seq) int64, 0 on padding, on the left or right;
+    ids: (batch, seq) int64. mask: (batch, seq) int64, 0 on padding, left or right;
     each row has a token before start. The model is called once, without gradients, with
     attention_mask and position_ids. Returns (batch,) float32, the sums in nats; 0 for a
     row that has no token there. Raises ValueError unless 1 <= start <= seq.
@@ -392,7 +392,7 @@ for kind, q, right in questions:
 
 # %% tags=["exercise"]
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The probability that k of n samples, without replacement, hold one of c right ones.
+    """The probability that k of n samples, drawn at once, hold one of c right ones.
 
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
     """
@@ -459,10 +459,10 @@ print(f"{pass_at_k(40, 20, 10):.4f}")
 def vote(answers: list[str | None], weights: list[float] | None = None) -> str | None:
     """The answer with the most votes, or with the largest sum of weights.
 
-    None among the answers does not count, nor does an answer whose sum is 0. Returns None
-    for a tie and where there is no vote. The order makes no difference: sums are those of
-    math.fsum. Raises ValueError unless there is one weight for each answer (those that are
-    None included), and for a negative weight or NaN.
+    None among the answers does not count, nor does an answer whose sum is 0. Returns
+    None for a tie and where there is no vote. The order makes no difference: sums are
+    those of math.fsum. Raises ValueError unless there is one weight for each answer
+    (those that are None included), and for a negative weight or NaN.
     """
     ### BEGIN SOLUTION
     if weights is None:
@@ -532,8 +532,8 @@ def early_stop_vote(answers: Iterator[str | None], n: int) -> tuple[str | None, 
     """The result of `vote` on at most n answers, and how many of them were read.
 
     Reads one by one and stops exactly when no later answers can change the result, not
-    even into a tie. Nothing is read beyond that, nor beyond n. An iterator that ends early
-    has no later answers. Raises ValueError for a negative n.
+    even into a tie. Nothing is read beyond that, nor beyond n. An iterator that ends
+    early has no later answers. Raises ValueError for a negative n.
     """
     ### BEGIN SOLUTION
     if n < 0:
@@ -676,7 +676,7 @@ for n in ns:
 
 # %%
 def divergence(p, n):
-    """KL(best of n, one draw), where p holds the probabilities, the worst text first."""
+    """KL(best of n, one draw). p: the probabilities, that of the worst text first."""
     kl, below = 0.0, 0.0
     for share in p:
         new = min(below + share, 1.0) ** n - below**n
@@ -753,8 +753,8 @@ print("right:", [f"{n}: {x:.2f}" for n, x in zip(ns, correct, strict=True)])
 def mbr(candidates: list[str], utility: Callable[[str, str], float]) -> int:
     """The place of the candidate with the largest mean utility against all the others.
 
-    utility(candidate, other), called at most n * (n - 1) times, need not be symmetric. Of
-    equal ones the first; a single candidate is place 0. Raises ValueError for no
+    utility(candidate, other), called at most n * (n - 1) times, need not be symmetric.
+    Of equal ones the first; a single candidate is place 0. Raises ValueError for no
     candidates.
     """
     ### BEGIN SOLUTION
@@ -858,7 +858,7 @@ results["oracle (pass@n)"] = torch.tensor(
 
 # %%
 def interval(values, draws=2000):
-    """The mean of each column, and what 95% of the means of resampled rows lie between."""
+    """The mean of each column, and what 95% of the means of new rows lie between."""
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(values), (draws, len(values)), generator=generator)
     means = values[picks].mean(1)  # (draws, columns)
@@ -952,9 +952,9 @@ def power_sample(
 ) -> tuple[int, ...]:
     """A text after `steps` Metropolis–Hastings steps from start, for p ** alpha.
 
-    logprob(x): ln p(x); -inf for a text that cannot be. start has a probability above 0.
-    propose(x, generator): (y, ln q(y|x), ln q(x|y)). All random numbers come from the
-    generator. logprob is called once for start and once for each proposal.
+    logprob(x): ln p(x); -inf for a text that cannot be. start has a probability above
+    0. propose(x, generator): (y, ln q(y|x), ln q(x|y)). All random numbers come from
+    the generator. logprob is called once for start and once for each proposal.
     """
     ### BEGIN SOLUTION
     x, logprob_x = start, logprob(start)
