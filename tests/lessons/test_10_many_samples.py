@@ -159,6 +159,21 @@ def test_a_row_that_has_finished_gets_the_pad_id(sample_many):
     expect.same_ids(got, torch.tensor(wanted), call, hint=hint)
 
 
+def test_an_eos_may_be_the_pad_id(sample_many):
+    pick = Script([2, 7, 8], [1, 9, 2], [1, 10, 1], [1, 11, 1])
+    got = sample_many(random_llama(), prompt(9), 3, 4, pick, [2], 2)
+    call = "sample_many with eos_ids [2] and pad_id 2"
+    wanted = [[9, 2, 2, 2, 2], [9, 7, 9, 10, 11], [9, 8, 2, 2, 2]]
+    hint = "A row that is padded has not ended again: go on while one is left."
+    expect.same_ids(got, torch.tensor(wanted), call, hint=hint)
+    pick = Script([0, 3], [4, 2], [2, 1])
+    got = sample_many(random_llama(), prompt(9), 2, 4, pick, [2], 0)
+    call = "sample_many with pad_id 0, whose first row draws a 0"
+    wanted = [[9, 0, 4, 2], [9, 3, 2, 0]]
+    hint = "The pad id ends nothing when it is drawn."
+    expect.same_ids(got, torch.tensor(wanted), call, hint=hint)
+
+
 def test_all_rows_that_end_at_once_are_one_step(sample_many):
     pick = Script([2, 2])
     got = sample_many(random_llama(), prompt(9), 2, 5, pick, [2], 0)
@@ -270,10 +285,12 @@ def test_what_makes_no_sense_is_refused(pass_at_k, n, c, k):
         ([None, None, "a"], "a"),
         (["", "", "a"], ""),
         (["a ", "a ", "a", "A"], "a "),
+        (["None", "None", "a"], "None"),
     ],
 )
 def test_the_vote_worked_by_hand(vote, answers, wanted):
-    got = vote(list(answers))
+    with expect.unchanged("make a new list", answers=answers):
+        got = vote(answers)
     hint = ""
     if answers.count(None) > 1 and got is None:
         hint = "None is no answer: it does not count."
@@ -992,6 +1009,24 @@ def test_acceptance_worked_by_hand(power_sample, p_x, p_y, alpha, q_xy, q_yx, wa
         f"p(x) = {p_x}, p(y) = {p_y}, alpha = {alpha}, q(y|x) = {q_xy}, q(x|y) = "
         f"{q_yx}: y should be accepted {wanted:.1%} of the time, not "
         f"{moved / DRAWS:.1%}.{hint}"
+    )
+
+
+def test_each_step_draws_a_number_of_its_own(power_sample):
+    """1,500 walks of two steps. Fails a right answer once in 1e8 times."""
+    logprob = {X: math.log(0.5), Y: math.log(0.25)}.get
+
+    def other(x, generator):
+        return (Y if x == X else X), 0.0, 0.0
+
+    generator = torch.Generator().manual_seed(0)
+    found = [power_sample(logprob, other, X, 2.0, 2, generator) for _ in range(DRAWS)]
+    # To y and, surely, back; or not to y, then to y: 3/4 of 1/4.
+    low, high = bounds(DRAWS, 0.75 * 0.25)
+    assert low <= found.count(Y) <= high, (
+        "p(x) = 0.5, p(y) = 0.25, alpha = 2, each proposed from the other: after two "
+        f"steps from x the walk should stand at y 18.8% of the time, not "
+        f"{found.count(Y) / DRAWS:.1%}. Each step draws a number of its own"
     )
 
 

@@ -227,6 +227,23 @@ def first_eos_only(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     return sample_(model, ids, n, max_new_tokens, pick, eos_ids[:1], pad_id)
 
 
+@wrong("sample_many", "test_an_eos_may_be_the_pad_id", "go on while one is left")
+def counts_every_eos(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
+    """Ends when n EOS were seen: those that pad a row count again."""
+    eos = torch.tensor(eos_ids, dtype=torch.long)
+    out = sample_(model, ids, n, max_new_tokens, pick, eos_ids, pad_id)
+    for place in range(ids.shape[1], out.shape[1]):
+        if torch.isin(out[:, ids.shape[1] : place + 1], eos).sum() >= n:
+            return out[:, : place + 1]
+    return out
+
+
+@wrong("sample_many", "test_an_eos_may_be_the_pad_id", "The pad id ends nothing")
+def the_pad_id_ends_a_row(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
+    """Takes a drawn pad id for the end."""
+    return sample_(model, ids, n, max_new_tokens, pick, [*eos_ids, pad_id], pad_id)
+
+
 @wrong("sample_many", GENERATE, "differs first at position 0")
 def new_tokens_only(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     """Returns the answers without the prompt."""
@@ -461,6 +478,21 @@ def empty_texts_are_dropped(answers, weights=None):
 def strips_and_lowers(answers, weights=None):
     """Makes answers equal that are not: that is the parser's work."""
     return vote_([a and a.strip().lower() for a in answers], weights)
+
+
+@wrong("vote", VOTE, "the argument `answers` was changed")
+def removes_from_the_callers_list(answers, weights=None):
+    """answers.remove(None) changes what the caller still needs."""
+    while weights is None and None in answers:
+        answers.remove(None)
+    return vote_(answers, weights)
+
+
+@wrong("vote", VOTE, "should give 'None'")
+def compares_with_the_word(answers, weights=None):
+    """str(answer) != "None" drops a text that is the word None."""
+    checked(answers, weights)
+    return vote_([None if str(a) == "None" else a for a in answers], weights)
 
 
 @wrong("vote", "test_a_tie_below_the_first_place_is_none", "c has more")
@@ -1492,6 +1524,20 @@ def in_probabilities(logprob, propose, start, alpha, steps, generator):
         ratio = p_y**alpha * math.exp(backward) / weight if weight else 0.0
         if torch.rand((), generator=generator) < ratio:
             x, p_x = y, p_y
+    return x
+
+
+@wrong("power_sample", "test_each_step_draws_a_number_of_its_own", "of its own")
+def one_number_for_the_walk(logprob, propose, start, alpha, steps, generator):
+    """One random number decides all steps."""
+    u = torch.rand((), generator=generator).item()
+    x, logprob_x = start, logprob(start)
+    for _ in range(steps):
+        y, forward, backward = propose(x, generator)
+        logprob_y = logprob(y)
+        ratio = alpha * (logprob_y - logprob_x) + backward - forward
+        if u < math.exp(min(0.0, ratio)):
+            x, logprob_x = y, logprob_y
     return x
 
 
