@@ -287,6 +287,23 @@ def self_certainty(logits: torch.Tensor) -> torch.Tensor:
 check(self_certainty)
 
 # %% [markdown]
+# **Predict:** of 1,000 tokens, one distribution gives a single token 96%, the other tosses a coin
+# between two. Which has the larger self-certainty?
+
+# %% tags=["nbval-check-output"]
+single, coin = torch.zeros(1, 1, 1000), torch.zeros(1, 1, 1000)
+single[..., 0] = 10.0
+coin[..., :2] = 20.0
+for name, logits in (("single", single), ("coin", coin)):
+    best = logits.softmax(-1).max().item()
+    print(
+        f"{name:6} best token {best:.2f}   self-certainty {self_certainty(logits).item():.1f}"
+    )
+
+# %% [markdown]
+# The coin. Each of the 1,000 tokens counts alike, so what decides is how impossible the 998
+# others are, not whether the best one is likely. Remember that for section 5.
+#
 # Both numbers come for free while a sample is drawn: `pick` sees the logits. So the samples of
 # this lesson are drawn once, here: three kinds of tasks, 20 questions, 24 samples each. A
 # sample that does not end within 5 tokens has no answer.
@@ -409,9 +426,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 check(pass_at_k)
 
 # %% [markdown]
-# How people get it wrong: with replacement, as above; by counting samples of all problems as
-# if they were of one. **Predict** pass@10 for two problems with 20 samples each, of which 20
-# and 0 are right.
+# Two ways to get it wrong. `1 - (1 - c/n) ** k` draws with replacement, and is too low. And some
+# count the samples of all problems as if they were of one: **predict** pass@10 for two
+# problems with 20 samples each, of which 20 and 0 are right.
 
 # %% tags=["nbval-check-output"]
 for c in (1, 2, 5):
@@ -625,12 +642,18 @@ for name, judge in judges.items():
         won = sum(chosen(q, judge).answer == right for q, right in mine)
         print(f"{name:16} {kind:7} best of {N}: {won} of {len(mine)}")
 print([chosen(q, judges["self-certainty"]).text for _, q, _ in questions[:8]])
+won = 0
+for _, q, right in questions:
+    weights = [math.exp(s.logprob) for s in drawn[q]]
+    won += vote([s.answer for s in drawn[q]], weights) == right
+print(f"vote, weighted with the probability: {won} of {len(questions)}")
 
 # %% [markdown]
 # In our run the text's own probability finds 14 of 20 right answers, and self-certainty 3, fewer
-# than single samples do. Look at what it weighs: each of 49,152 tokens alike, of which a handful
-# matter here. It was proposed for long reasoning texts of large models; for answers of two
-# tokens the far tail decides. A judge has to be tried on the task at hand.
+# than single samples do: here, too, the 49,000 tokens that nobody would draw decide. It was
+# proposed for reasoning texts of large models, which are long. A judge has to be tried on
+# the task at hand. (The last line weighs each vote with the probability of its text: `vote` has
+# weights.)
 #
 # Now a judge that is *wrong*. Someone has seen that wrong sums are often too small, and made a
 # rule of it: of numbers, the larger one is better. With n samples out of 24, the chance that
@@ -653,6 +676,9 @@ def size(sample):
 
 
 sums = [(q, right) for kind, q, right in questions if kind == "sums"]
+numbers = [(s, int(right)) for q, right in sums for s in drawn[q] if size(s)]
+wrong = [int(s.answer) < right for s, right in numbers if int(s.answer) != right]
+print(f"of {len(wrong)} wrong numbers {sum(wrong)} are too small")
 ns = [1, 2, 3, 4, 6, 8, 12, 16, 24]
 liked, correct = [], []
 for n in ns:
@@ -718,7 +744,7 @@ print("right:", [f"{n}: {x:.2f}" for n, x in zip(ns, correct, strict=True)])
 
 # %% [markdown]
 # The judge's own score only rises. The share of right answers rises a little at first, from 0.48
-# to 0.54 at n = 2, since wrong sums are indeed often too small; then it falls, to 0.30 at n = 24.
+# to 0.54 at n = 2, since many wrong numbers are indeed too small (see above); then it falls, to 0.30 at n = 24.
 # That is *reward hacking*, and nobody trained anything: choosing alone finds the texts on which
 # the judge errs, the better the more there are to choose from. The judge's score cannot
 # show it.
@@ -890,14 +916,18 @@ for name, values in results.items():
     print(f"gain {gain[0].item():+.2f} [{gain[1].item():+.2f}, {gain[2].item():+.2f}]")
 
 # %% [markdown]
-# What the numbers say, in our run. Vote, MBR and the likeliest of n gain about a quarter, with
-# intervals well above 0 and no difference between the three that 20 questions could show. Most of
-# it is there at n = 8. The oracle gains more, and rises on: at n = 24 a right answer is among the
-# samples for 85% of the questions, and the vote finds 65%. The gap is what a good judge could
-# win. Self-certainty as a judge *loses*, 0.28 of 0.42.
+# What the numbers say, in our run:
 #
-# And where more samples do not help at all: for 31 + 17, ninety and three capitals one sample is
-# sometimes right, or never, and the vote of 24 is wrong for sure.
+# - Vote, MBR and the likeliest of n gain between 0.23 and 0.28, with intervals well above 0. 20
+#   questions cannot tell which of the three is best. They differ in what they cost: the
+#   likeliest of 4 is where the vote is at 16.
+# - Two votes are *worse* than one sample: where two disagree there is no decision.
+# - The oracle rises on: among 24 samples there is a right one for 85% of the questions, and the
+#   vote finds 65%. A good judge could win what lies between.
+# - Self-certainty as a judge *loses* 0.27 of 0.42.
+#
+# And where more samples do not help: for 31 + 17, for ninety and for three capitals one sample is
+# right sometimes or never, and the vote of 24 is wrong.
 #
 # ## 8. Drawing from pᵅ
 #
@@ -1068,7 +1098,7 @@ for alpha in (1.0, 2.0, 4.0):
 #
 # SGLang's documentation advises to send the prompt several times instead of `n`; its prefix cache
 # (lesson 07) then shares the prefill. vLLM once had `best_of`: so many samples were drawn, and the
-# top `n` of them returned. Current versions have no such parameter. No API votes for you.
+# top `n` of them returned. Current versions have no such parameter.
 #
 # ## To read
 #

@@ -142,6 +142,16 @@ def one_draw_after_the_other(n, c, k):
     return float(1 - missed)
 
 
+@right("pass_at_k")
+def a_product_without_a_special_case(n, c, k):
+    """With more right ones than misses one factor is 0."""
+    ranges(n, c, k)
+    missed = 1.0
+    for i in range(n - c + 1, n + 1):
+        missed *= abs(1 - k / i)
+    return 1 - missed
+
+
 # --- vote -----------------------------------------------------------------------------
 
 
