@@ -295,10 +295,8 @@ single, coin = torch.zeros(1, 1, 1000), torch.zeros(1, 1, 1000)
 single[..., 0] = 10.0
 coin[..., :2] = 20.0
 for name, logits in (("single", single), ("coin", coin)):
-    best = logits.softmax(-1).max().item()
-    print(
-        f"{name:6} best token {best:.2f}   self-certainty {self_certainty(logits).item():.1f}"
-    )
+    best, sure = logits.softmax(-1).max().item(), self_certainty(logits).item()
+    print(f"{name:6} best token {best:.2f}   self-certainty {sure:.1f}")
 
 # %% [markdown]
 # The coin. Each of the 1,000 tokens counts alike, so what decides is how impossible the 998
@@ -309,25 +307,20 @@ for name, logits in (("single", single), ("coin", coin)):
 # sample that does not end within 5 tokens has no answer.
 
 # %%
-TASKS = {
-    "sums": (
-        SUM,
-        "7 + 5: 12, 8 + 9: 17, 12 + 15: 27, 23 + 6: 29, 14 + 8: 22, "
-        "31 + 17: 48, 9 + 6: 15, 25 + 25: 50, 45 + 12: 57, 33 + 9: 42",
-    ),
-    "facts": (
-        "France: Paris\nJapan: Tokyo\n{}:",
-        "Italy: Rome, Australia: Canberra, "
-        "Canada: Ottawa, Egypt: Cairo, Kenya: Nairobi, Turkey: Ankara",
-    ),
-    "format": (
-        "seven: 7\ntwenty-one: 21\nfifty-eight: 58\n{}:",
-        "nineteen: 19, forty-six: 46, eighty-eight: 88, ninety: 90",
-    ),
+SUMS = "7 + 5: 12, 8 + 9: 17, 12 + 15: 27, 23 + 6: 29, 14 + 8: 22, "
+SUMS += "31 + 17: 48, 9 + 6: 15, 25 + 25: 50, 45 + 12: 57, 33 + 9: 42"
+FACTS = "Italy: Rome, Australia: Canberra, Canada: Ottawa, Egypt: Cairo, "
+FACTS += "Kenya: Nairobi, Turkey: Ankara"
+FORMAT = "nineteen: 19, forty-six: 46, eighty-eight: 88, ninety: 90"
+TASKS = {  # the prompt, and questions with their right answers
+    "sums": (SUM, SUMS),
+    "facts": ("France: Paris\nJapan: Tokyo\n{}:", FACTS),
+    "format": ("seven: 7\ntwenty-one: 21\nfifty-eight: 58\n{}:", FORMAT),
 }
 N, NEW = 24, 5
 
 
+# %%
 @dataclass
 class Sample:
     text: str
@@ -336,6 +329,7 @@ class Sample:
     certainty: float
 
 
+# %%
 def samples_of(prompt):
     """N samples, with what the model thought of them while they were drawn."""
     logprobs, certainties = [], []
@@ -622,8 +616,8 @@ def best_of_n(scores: list[float]) -> int:
 check(best_of_n)
 
 # %% [markdown]
-# Three judges: the text's own log-probability, self-certainty, and one that knows the right
-# answer, the *oracle*.
+# Two judges: the text's own log-probability, and self-certainty. (A third one, which knows the
+# right answer, is called the *oracle*. It finds one whenever there is one: pass@n.)
 
 
 # %%
@@ -655,8 +649,8 @@ print(f"vote, weighted with the probability: {won} of {len(questions)}")
 # the task at hand. (The last line weighs each vote with the probability of its text: `vote` has
 # weights.)
 #
-# Now a judge that is *wrong*. Someone has seen that wrong sums are often too small, and made a
-# rule of it: of numbers, the larger one is better. With n samples out of 24, the chance that
+# Now a judge that is *wrong*. Someone has seen sums that were too small, and made a
+# rule of it: of two numbers, the larger one is better. With n samples out of 24, the chance that
 # the best of n is the one at rank i can be computed exactly, as in `pass_at_k`: the n - 1
 # others come from those below it.
 #
@@ -679,6 +673,8 @@ sums = [(q, right) for kind, q, right in questions if kind == "sums"]
 numbers = [(s, int(right)) for q, right in sums for s in drawn[q] if size(s)]
 wrong = [int(s.answer) < right for s, right in numbers if int(s.answer) != right]
 print(f"of {len(wrong)} wrong numbers {sum(wrong)} are too small")
+
+# %%
 ns = [1, 2, 3, 4, 6, 8, 12, 16, 24]
 liked, correct = [], []
 for n in ns:
@@ -691,6 +687,7 @@ for n in ns:
         )
     liked.append(score / len(sums))
     correct.append(hits / len(sums))
+print("right:", [f"{n}: {x:.2f}" for n, x in zip(ns, correct, strict=True)])
 
 # %% [markdown]
 # How far does choosing move the texts away from the model? The Kullback–Leibler divergence
@@ -714,6 +711,7 @@ def bound(n):
     return math.log(n) - (n - 1) / n
 
 
+# %%
 counts = Counter(round(size(s), 6) for s in drawn["33 + 9"])
 p = [counts[x] / N for x in sorted(counts)]
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3))
@@ -724,8 +722,6 @@ left.plot(
 left.set(
     xscale="log", xlabel="n", ylim=(0, 1.05), title="A judge that likes large numbers"
 )
-left.set_xticks(ns, ns)
-left.minorticks_off()
 left.legend(loc="lower left", fontsize=8)
 right.plot(
     ns, [bound(n) for n in ns], "--", color=figures.GREY, label="ln n - (n - 1)/n"
@@ -736,17 +732,17 @@ right.plot(ns, [divergence(uniform, n) for n in ns], "x", label="1,000 equally l
 right.set(
     xscale="log", xlabel="n", ylabel="KL in nats", title="A bound, not an equality"
 )
-right.set_xticks(ns, ns)
-right.minorticks_off()
 right.legend(loc="upper left", fontsize=8)
+for ax in (left, right):
+    ax.set_xticks(ns, ns)
+    ax.minorticks_off()
 plt.show()
-print("right:", [f"{n}: {x:.2f}" for n, x in zip(ns, correct, strict=True)])
 
 # %% [markdown]
 # The judge's own score only rises. The share of right answers rises a little at first, from 0.48
-# to 0.54 at n = 2, since many wrong numbers are indeed too small (see above); then it falls, to 0.30 at n = 24.
-# That is *reward hacking*, and nobody trained anything: choosing alone finds the texts on which
-# the judge errs, the better the more there are to choose from. The judge's score cannot
+# to 0.54 at n = 2, since half of the wrong numbers are indeed too small; then it falls, to 0.30 at
+# n = 24. That is *reward hacking*, and nobody trained anything: choosing alone finds the texts on
+# which the judge errs, the better the more there are to choose from. The judge's score cannot
 # show it.
 #
 # On the right the bound holds with (nearly) equality for a thousand different texts. With the
@@ -858,6 +854,8 @@ def surest(samples):
 
 ways = {"vote": voted, "MBR": agreed, "best log-probability": likeliest}
 ways["best self-certainty"] = surest
+
+# %%
 sizes, dice = [1, 2, 4, 8, 16, 24], random.Random(0)
 subsets = {n: [dice.sample(range(N), n) for _ in range(40)] for n in sizes}
 subsets |= {1: [[i] for i in range(N)], N: [[*range(N)]]}  # all there are
@@ -869,6 +867,7 @@ def accuracy(way, q, right, n):
     return sum(answer == right for answer in found) / len(found)
 
 
+# %%
 # (questions, sizes) for each way
 results = {
     name: torch.tensor(
@@ -897,6 +896,7 @@ def interval(values, draws=2000):
     return values.mean(0), low, high
 
 
+# %%
 fig, ax = plt.subplots(figsize=(7.5, 3.6))
 colours = (figures.BLUE, figures.GREEN, figures.ORANGE, figures.RED, figures.GREY)
 for (name, values), colour in zip(results.items(), colours, strict=True):
@@ -909,6 +909,8 @@ ax.set_xticks(sizes, sizes)
 ax.minorticks_off()
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
+
+# %%
 for name, values in results.items():
     mean = values.mean(0)
     gain = interval(values[:, -1:] - values[:, :1])
@@ -1033,6 +1035,8 @@ walks = Counter(
 )
 columns = {"p": toy, "temperature 1/4": cold, "p⁴, enumerated": power}
 columns["p⁴, walks"] = {text: walks[text] / 1000 for text in toy}
+
+# %%
 fig, ax = plt.subplots(figsize=(7.5, 2.8))
 for i, (name, column) in enumerate(columns.items()):
     ax.bar([k + 0.2 * i for k in range(5)], column.values(), 0.2, label=name)
