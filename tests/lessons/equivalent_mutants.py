@@ -24,6 +24,7 @@ SINGLE = "the models of the checks compute in float32"
 LAST = "after the last step no beam runs, so the search is over"
 OFF = "0 times a finite cost is 0: only slower"
 ONE = "1 to the power of anything is 1"
+ONE_LEFT = "that dimension has one place"
 
 EQUIVALENT = {
     "ask": {
@@ -258,5 +259,39 @@ EQUIVALENT = {
         ":, -1].float() logprobs = logits → :, -1] logprobs = logits": SINGLE,
         "= (beam[0], token[0 → = (beam[-1], token[0": "there is one prompt",
         "0], token[0]) groups[g → 0], token[-1]) groups[g": "there is one prompt",
+    },
+    "sample_many": {
+        "dtype=torch.bool, device=ids.device) for step → dtype=torch.bool) for step": (
+            ON_THE_CPU
+        ),
+    },
+    "sequence_logprob": {
+        "[..., 0] return logprobs. → [..., -1] return logprobs.": ONE_LEFT,
+        "logits[:, :-1].float(). → logits[:, :].float().": (
+            "gather reads as many places as there are tokens, and not the last"
+        ),
+    },
+    "self_certainty": {
+        "logprobs.mean(-1) return divergence. → logprobs.mean(-2) return divergence.": (
+            "both means are taken, in the other order"
+        ),
+    },
+    "vote": {
+        "(), default=0.0) first → (), default=1.0) first": "nobody has a sum of 1 then",
+        "] return first[0] if most → ] return first[-1] if most": "there is one of them",
+        "weights = [1.0] * → weights = [2.0] *": "all votes weigh the same",
+        "weights = [1.0] * → weights = [2.0] * (no. 2)": "all votes weigh the same",
+    },
+    "early_stop_vote": {
+        "), 0, 0] if first → ), 0, 1] if first": "without a vote nothing is settled",
+        "), 0, 0] if first → ), 0, -1] if first": "without a vote nothing is settled",
+    },
+    "power_sample": {
+        "generator=generator) < math.exp(min → generator=generator) <= math.exp(min": (
+            TO_THE_LAST_BIT
+        ),
+        "math.exp(min(0.0, ratio) → math.exp(min(1.0, ratio)": (
+            "each draw is below 1, and below e as well"
+        ),
     },
 }

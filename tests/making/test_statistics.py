@@ -122,3 +122,60 @@ def test_a_check_that_draws_without_an_oracle_states_its_rates(lesson):
             assert any(
                 word in text for word in ("same_ids", "rejects", "unchanged", "refused")
             ) or ("torch.equal(torch.rand(1), oracle)" in text), node.name
+
+
+# --- power_sample, whose checks compare counts with exact binomial bounds -------------
+
+WALKS = module_of("10_many_samples")
+
+
+def cases_of(function):
+    """The arguments of each case of a parametrized check, as a dict."""
+    marks = [m for m in getattr(function, "pytestmark", ()) if m.name == "parametrize"]
+    if not marks:
+        return [{}]
+    names, rows = marks[0].args
+    if isinstance(names, str):
+        return [{names: row} for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+WALKED = (
+    WALKS.test_acceptance_worked_by_hand,
+    WALKS.test_each_step_draws_a_number_of_its_own,
+    WALKS.test_texts_are_drawn_from_p_to_the_power_of_alpha,
+)
+
+
+@pytest.mark.parametrize("p", [0.004, 0.05, 0.1875, 0.25, 0.5, 0.75, 0.97])
+@pytest.mark.parametrize("n", [600, 1500])
+def test_a_count_is_out_of_bounds_as_seldom_as_stated(n, p):
+    low, high = WALKS.bounds(n, p)
+    outside = [k for k in range(n + 1) if not low <= k <= high]
+    assert sum(probability(n, k, p) for k in outside) < WALKS.ALARM
+    just = sum(probability(n, k, p) for k in (low, high))
+    assert sum(probability(n, k, p) for k in outside) + just > WALKS.ALARM / 2
+
+
+def test_all_counts_together_fail_a_right_answer_less_than_once_in_a_million():
+    acceptance, _, texts = WALKED
+    counts = len(cases_of(acceptance)) + 1 + len(cases_of(texts)) * len(WALKS.TEXTS)
+    assert counts * WALKS.ALARM < 1e-6
+
+
+def test_an_acceptance_off_by_14_percent_is_missed_less_than_once_in_a_million():
+    n = WALKS.DRAWS
+    for case in cases_of(WALKS.test_acceptance_worked_by_hand):
+        low, high = WALKS.bounds(n, case["wanted"])
+        for wrong in (case["wanted"] - 0.14, case["wanted"] + 0.14):
+            if 0 < wrong < 1:
+                passes = sum(probability(n, k, wrong) for k in range(low, high + 1))
+                assert passes < 1e-6
+
+
+@pytest.mark.parametrize("function", WALKED)
+def test_other_seeds_see_no_false_alarm(function):
+    answer = reference("power_sample")
+    for seed in range(1, 11):
+        for case in cases_of(function):
+            function(power_sample=answer, seed=seed, **case)

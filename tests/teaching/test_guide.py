@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from course.making.answers import answers
+from course.making.answers import answers, reference
 from course.paths import ROOT, lesson_names
 
 GUIDE = ROOT / "course" / "teaching" / "guide"
@@ -51,3 +51,13 @@ def test_a_temperature_after_the_softmax_does_nothing():
         torch.manual_seed(0)
         shares.append(torch.multinomial(weights, 1).double().mean().item())
     assert shares == [pytest.approx(0.75, abs=0.02), pytest.approx(0.9, abs=0.02)]
+
+
+def test_of_two_right_ones_among_ten_five_draws_miss_both_in_56_of_252():
+    pass_at_k, stop = reference("pass_at_k"), reference("early_stop_vote")
+    assert pass_at_k(10, 2, 1) == pytest.approx(0.2)
+    assert pass_at_k(10, 2, 5) == pytest.approx(0.778, abs=0.0005)
+    biased = 1 - (1 - 2 / 10) ** 5
+    assert biased == pytest.approx(0.672, abs=0.0005)
+    assert stop(iter("aaabaxx"), 7) == ("a", 5)
+    assert stop(iter([*"aaab", None, *"bb"]), 7) == (None, 7)
