@@ -296,7 +296,7 @@ def test_what_is_timed_of_the_lesson_are_its_cells_with_definitions():
     assert len(tagged) >= 6
     for cell in tagged:
         source = books.source_of(cell)
-        for word in ("print(", "fastest(", "load(", "plt.", "read_gguf("):
+        for word in ("print(", "fastest(", "= load(", "plt.", "read_gguf("):
             assert word not in source, source
     space = lesson.definitions()
     assert callable(space["step_by_hand"])
