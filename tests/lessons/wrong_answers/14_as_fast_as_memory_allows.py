@@ -506,11 +506,7 @@ def last_token_only(weights, ids, max_new_tokens, eos_ids):
 @wrong("decode_fast", "test_the_last_token_is_not_fed", "took 6 steps")
 def one_step_too_many(weights, ids, max_new_tokens, eos_ids):
     """Feeds the last token, and throws the logits away."""
-    out = loop(weights, ids, max_new_tokens, eos_ids)
-    if max_new_tokens:
-        cache = new_cache(weights, 1)
-        step_by_hand(weights, out[0, -1].item(), cache)
-    return out
+    return loop(weights, ids, max_new_tokens, eos_ids)
 
 
 @wrong("decode_fast", "test_the_last_token_is_not_fed", "stops too early")
@@ -694,7 +690,7 @@ def neighbours_of_x(blocks, x):
     return unpack(blocks, interleave=True) @ x
 
 
-@wrong("q4_matvec", "test_products_of_blocks_are_those_of_float64", "4 rows of 3")
+@wrong("q4_matvec", "test_products_of_blocks_are_those_of_float64", "4 rows of 20")
 def first_block_only(blocks, x):
     """Only the first block of a row."""
     return unpack_q4_1(np.ascontiguousarray(blocks[:, :20])) @ x[:32]
