@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig
 from tiny_models.kernels import Cache, Weights, new_cache
 
 
+# %% tags=["setup"]
 def product(matrix, layer, x):
     """A layer's matrix (layers, rows, columns) times x (columns,): (rows,) float32."""
     return matrix[layer] @ x
@@ -75,6 +76,7 @@ from tiny_models.kernels import (
     read_model,
 )
 
+# %%
 model, tokenizer = load()
 model = model.cpu()
 cores = min(torch.get_num_threads(), 4)
@@ -209,6 +211,7 @@ def generate(new=NEW, one=None):
     )
 
 
+# %%
 reference = generate()
 step = (fastest(generate, 2) - fastest(lambda: generate(1), 2)) / (NEW - 1)
 torch.set_num_threads(1)
@@ -400,7 +403,7 @@ check(rotate)
 # %% [markdown]
 # ### Exercise 14.6 · `attend`
 #
-# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 16 lines
+# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 17 lines
 #
 # Attention of one token to all that is in the cache, its own key and value included: no
 # mask is needed. Each key-value head serves heads / kv_heads query heads that stand side by
@@ -414,6 +417,9 @@ check(rotate)
 # <code>h // (heads // kv_heads)</code>.</details>
 # <details><summary>Hint 2</summary>Softmax: subtract the largest score before
 # <code>np.exp</code>, and divide by the sum.</details>
+# <details><summary>Hint 3</summary>Later <code>keys</code> will be a slice of the cache: its
+# heads do not lie side by side in memory. <code>np.ascontiguousarray(keys)</code> puts them
+# there, and the compiled loop becomes twice as fast.</details>
 
 
 # %% tags=["exercise"]
@@ -428,6 +434,8 @@ def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     scale = np.float32(1 / np.sqrt(d))
     scores = np.empty(length, np.float32)
     out = np.zeros((heads, d), np.float32)
+    # Part of a larger array has gaps, and numba's vectors want neighbours: a copy
+    keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
     for h in range(heads):
         g = h // (heads // kv_heads)
         for i in range(length):
@@ -585,6 +593,7 @@ def measure(name, weights, new=NEW):
     print(f"{name:34} {seconds[name] * 1000:6.2f} ms {ratio:5.1f} x   same: {same}")
 
 
+# %%
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", numba.NumbaPerformanceWarning)
     measure("by hand, numpy", weights)
@@ -677,6 +686,7 @@ def perplexity_of(one):
     return loss.exp().item()
 
 
+# %%
 rounded = copy.deepcopy(model)
 for layer in rounded.model.layers:
     for linear_layer in layer.modules():
@@ -799,17 +809,15 @@ half = compiled(half)
 file_matvec = parallel(q4_matvec)
 blocks = raw.gate_up[0]  # (3072, 360)
 h = np.ones(weights.shape.hidden, np.float32)
-file_matvec(blocks, h)  # compiles
-took = fastest(lambda: file_matvec(blocks, h), 20)
 wanted = weights.gate_up[0] @ h
-shared_matvec(weights.gate_up[0], h)
 print("largest difference", np.abs(file_matvec(blocks, h) - wanted).max())
-print(f"{blocks.size / took / 1e9:5.2f} GB/s from {blocks.size:,} bytes")
-took = fastest(lambda: shared_matvec(weights.gate_up[0], h), 20)
-print(f"{weights.gate_up[0].nbytes / took / 1e9:5.2f} GB/s in float32")
+took = fastest(lambda: file_matvec(blocks, h), 20)
+print(f"{took * 1e6:6.0f} µs for {blocks.size:,} bytes of blocks")
+took = weights.gate_up[0].nbytes / limit
+print(f"{took * 1e6:6.0f} µs for the same in float32, as fast as memory allows")
 
 # %% [markdown]
-# Exact, from a sixth of the bytes, and yet hardly faster than float32: now the arithmetic is
+# Exact, from a sixth of the bytes, and yet no faster than float32: now the arithmetic is
 # the limit. In the file's order the compiler finds no work for its vector instructions: the
 # neighbours of a number belong to the same row, and their products have to be added up.
 # **Change the order, not the values.** Put the same number of R neighbouring rows side by
@@ -827,16 +835,18 @@ def tiles(a):
     return np.ascontiguousarray(np.moveaxis(a, 2, -1))
 
 
+# %% tags=["kernels"]
 def tiles_of_q4(blocks):
-    """(layers, rows, 20 n) -> numbers (layers, tiles, n, 16, R), d and m."""
+    """(layers, rows, 20 n) -> numbers (layers, tiles, n, 16 R), d and m."""
     split = blocks.reshape(*blocks.shape[:2], -1, 20)
     d, m = (np.ascontiguousarray(split[..., i : i + 2]).view("<f2") for i in (0, 2))
     scales = (tiles(a[..., 0].astype(np.float32)) for a in (d, m))
-    return Q4(tiles(split[..., 4:]), *scales)
+    q = tiles(split[..., 4:])
+    return Q4(q.reshape(*q.shape[:3], -1), *scales)
 
 
 class Q4(NamedTuple):
-    q: np.ndarray  # (layers, tiles, blocks, 16, R) uint8
+    q: np.ndarray  # (layers, tiles, blocks, 16 R) uint8
     d: np.ndarray  # (layers, tiles, blocks, R) float32
     m: np.ndarray
 
@@ -844,10 +854,10 @@ class Q4(NamedTuple):
 # %% tags=["kernels"]
 @compiled
 def q4_tile(q, d, m, x, sums, y):
-    """R rows times x (blocks, 32): the innermost loop runs over rows."""
+    """R rows times x (blocks, 32): byte j of row r is number j * R + r of a block."""
     y[:] = np.float32(0)
     for b in range(len(q)):
-        numbers, part, d_b, m_b = q[b].reshape(-1), x[b], d[b], m[b]
+        numbers, part, d_b, m_b = q[b], x[b], d[b], m[b]
         for r in range(R):
             s = np.float32(0)
             for j in range(16):
@@ -857,13 +867,15 @@ def q4_tile(q, d, m, x, sums, y):
             y[r] += d_b[r] * s + m_b[r] * sums[b]
 
 
+# %% tags=["kernels"]
 @parallel
 def q4_tiles(q, d, m, layer, x):
     out = np.empty(q.shape[1] * R, np.float32)
     x = x.reshape(-1, 32)
-    sums = np.empty(len(x), np.float32)  # what m is multiplied with
+    sums = np.zeros(len(x), np.float32)  # what m is multiplied with
     for b in range(len(x)):
-        sums[b] = x[b].sum()
+        for j in range(32):
+            sums[b] += x[b, j]
     for i in prange(q.shape[1]):
         place = out[i * R : i * R + R]
         q4_tile(q[layer, i], d[layer, i], m[layer, i], x, sums, place)
@@ -877,14 +889,15 @@ def q4_tiles(q, d, m, layer, x):
 
 # %% tags=["kernels"]
 class Q8(NamedTuple):
-    q: np.ndarray  # (layers, tiles, blocks, 32, R) int8
+    q: np.ndarray  # (layers, tiles, blocks, 32 R) int8
     d: np.ndarray  # (layers, tiles, blocks, R) float32
 
 
 def tiles_of_q8(blocks):
     split = blocks.reshape(*blocks.shape[:2], -1, 34)
     d = np.ascontiguousarray(split[..., :2]).view("<f2")[..., 0].astype(np.float32)
-    return Q8(tiles(split[..., 2:].view(np.int8)), tiles(d))
+    q = tiles(split[..., 2:].view(np.int8))
+    return Q8(q.reshape(*q.shape[:3], -1), tiles(d))
 
 
 # %% tags=["kernels"]
@@ -892,7 +905,7 @@ def tiles_of_q8(blocks):
 def q8_tile(q, d, x, y):
     y[:] = np.float32(0)
     for b in range(len(q)):
-        numbers, part, d_b = q[b].reshape(-1), x[b], d[b]
+        numbers, part, d_b = q[b], x[b], d[b]
         for r in range(R):
             s = np.float32(0)
             for j in range(32):
@@ -1071,6 +1084,7 @@ def continued(one, prompt, new=6):
     return out[0].tolist()
 
 
+# %%
 torch.set_num_threads(cores)
 oracle = [continued(model, prompt) for prompt in prompts]
 variants = {"bfloat16": half_model, "int8 layers": rounded}

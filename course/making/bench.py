@@ -4,6 +4,8 @@
     python start.py bench --quick             about one minute
     python start.py bench --only 4-bit        this variant and generate
     python start.py bench --same              no times: are all tokens generate's?
+    python start.py bench --picture           no times: take README.md's figure from
+                                              lesson 14 as it was last built
 
 Each variant runs in a process of its own, one at a time, in rounds whose order is
 reversed every other time: so what else the machine does hits all of them alike, and
@@ -19,7 +21,7 @@ requirement of the course.
 import argparse
 import sys
 
-from course.making.benchmarks import machine, prompts, table
+from course.making.benchmarks import lesson, machine, prompts, table
 from course.making.benchmarks.processes import Failed, Workers
 
 WORKER = "course.making.benchmarks.decoders"
@@ -31,6 +33,9 @@ TEXTS = (("generate", False), ("generate", True), ("4-bit", False), ("4-bit", Tr
 def main(arguments=None) -> int:
     """Run one command line. Returns the exit code."""
     options = parsed(arguments)
+    if options.picture:
+        lesson.PICTURE.write_bytes(lesson.figure())
+        return 0
     names = [n for n in table.NAMES if not options.only or n in options.only]
     if "generate" not in names:
         names.insert(0, "generate")
@@ -65,6 +70,7 @@ def parsed(arguments):
     parser.add_argument("--only", nargs="+", choices=list(table.NAMES), default=[])
     parser.add_argument("--quick", action="store_true", help="2 rounds of 32 tokens")
     parser.add_argument("--same", action="store_true", help="compare 16 texts")
+    parser.add_argument("--picture", action="store_true", help="for README.md")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.new = 2, 32

@@ -23,6 +23,10 @@ FINE = "any fine grid of mixtures gives the area within the tolerance"
 SINGLE = "the models of the checks compute in float32"
 LAST = "after the last step no beam runs, so the search is over"
 OFF = "0 times a finite cost is 0: only slower"
+STORED = "the result is stored as float32"
+GROWN = "softmax does not change when all scores grow by the same"
+NEGATIVE = "numpy takes any negative size for the one that is left"
+ZERO = "then the loop makes no token: only slower"
 ONE = "1 to the power of anything is 1"
 ONE_LEFT = "that dimension has one place"
 
@@ -293,5 +297,48 @@ EQUIVALENT = {
         "math.exp(min(0.0, ratio) → math.exp(min(1.0, ratio)": (
             "each draw is below 1, and below e as well"
         ),
+    },
+    "rotate": {
+        "np.cos(angle).astype(np.float32), np.sin( → np.cos(angle), np.sin(": STORED,
+        "np.sin(angle).astype(np.float32)) both = → np.sin(angle)) both =": STORED,
+    },
+    "attend": {
+        "np.float32) keys, values = (np.ascontiguousarray(keys), np.ascontiguousarray(values)) for h in → "
+        "np.float32) pass for h in": "the order in memory changes the speed alone",
+        "= np.float32(0) for j → = np.float32(1) for j": GROWN,
+        "= np.float32(0) for j → = np.float32(-1) for j": GROWN,
+    },
+    "step_by_hand": {
+        ") cache.length[0] = n → ) cache.length[-1] = n": "it has one place",
+        "(weights.head, 0, rms_norm(x, → (weights.head, -1, rms_norm(x,": "there is one head",
+        ", cache.length[0]) x = → , cache.length[-1]) x =": "it has one place",
+        "h).reshape(-1, s.head_size) → h).reshape(-2, s.head_size)": NEGATIVE,
+        "values).reshape(-1)) h = → values).reshape(-2)) h =": NEGATIVE,
+        ", :, :n + 1]) x + → , :, :]) x +": "attend takes as many values as there are keys",
+        ":n + 1]) x + → :n + 2]) x +": "attend takes as many values as there are keys",
+    },
+    "decode_fast": {
+        "max_new_tokens) if max_new_tokens == 0: return ids. → max_new_tokens) if False: return ids.": ZERO,
+        "max_new_tokens == 0: return ids. → max_new_tokens == -1: return ids.": ZERO,
+        "in range(max_new_tokens): text.append → in range(max_new_tokens + 1): text.append": (
+            "the loop ends by its break"
+        ),
+        "0: return ids.clone() for token in → 0: return ids for token in": (
+            "no new tensor is promised"
+        ),
+        "text = ids[0].tolist() → text = ids[-1].tolist()": ONE_ROW,
+    },
+    "quantise_int8": {
+        ".float32(127)).astype(np.float32) rounded = np → .float32(127)) rounded = np": (
+            "where of a Python number and a float32 array is float32"
+        ),
+    },
+    "unpack_q4_1": {
+        "('<f2').astype(np.float32) numbers = np → ('<f2') numbers = np": (
+            "a float16 that is added to a float32 becomes one"
+        ),
+        "(blocks), -1, 20) d → (blocks), -2, 20) d": NEGATIVE,
+        "(blocks), -1) → (blocks), -2)": NEGATIVE,
+        "[..., 0:2]).view → [..., :2]).view": "the same slice",
     },
 }

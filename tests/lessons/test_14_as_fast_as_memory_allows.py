@@ -10,6 +10,7 @@ import pytest
 import torch
 from numba import njit
 from numba.core.errors import NumbaError
+from transformers import LlamaForCausalLM  # noqa: F401, seconds: not in a check's limit
 
 from course.checks import expect
 from course.checks.plugin import exercise
@@ -470,6 +471,30 @@ def test_an_eos_token_in_the_prompt_ends_nothing(decode_fast):
     expect.same_ids(got, generated(model, ids, 3, [TEXT[-1]]), call)
 
 
+class Watched(np.ndarray):
+    """An embedding that notes which rows are read, by Python (not by compiled code)."""
+
+    def __getitem__(self, at):
+        self.read.append(at)
+        return np.asarray(self)[at]
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_the_last_token_is_not_fed(decode_fast, new):
+    model, weights = llama({})
+    embed = weights.embed.view(Watched)
+    embed.read = []
+    ids = torch.tensor([TEXT])
+    got = decode_fast(weights._replace(embed=embed), ids, new, [])
+    call = f"decode_fast with a prompt of 5 and max_new_tokens {new}"
+    expect.same_ids(got, generated(model, ids, new), call)
+    steps, wanted = len(embed.read), len(TEXT) + new - 1
+    assert steps in (0, wanted), (
+        f"{call} took {steps} steps (the embedding was read as often), expected "
+        f"{wanted}: the last token is not fed, since nobody asks what follows it"
+    )
+
+
 def test_no_new_tokens_are_no_work(decode_fast):
     _, weights = llama({})
     got = decode_fast(weights, torch.tensor([TEXT]), 0, [])
@@ -621,9 +646,9 @@ def test_lower_and_upper_bits_meet_their_own_numbers(q4_matvec):
 
 def test_products_of_blocks_are_those_of_float64(q4_matvec):
     kind = gguf.GGMLQuantizationType.Q4_1
-    blocks = gguf.quantize(random(4, 96), kind)
+    blocks = gguf.quantize(random(4, 640), kind)
     blocks[1, :4] = np.array([6e-6, -3e-7], "<f2").view(np.uint8)  # tiny scales
-    x = random(96, seed=1)
+    x = random(640, seed=1)
     wanted = gguf.dequantize(blocks, kind).astype(np.float64) @ x
-    call = "q4_matvec of 4 rows of 3 blocks"
+    call = "q4_matvec of 4 rows of 20 blocks"
     same(q4_matvec(blocks, x), wanted, call, tolerance=1e-4)

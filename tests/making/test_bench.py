@@ -296,11 +296,18 @@ def test_what_is_timed_of_the_lesson_are_its_cells_with_definitions():
     assert len(tagged) >= 6
     for cell in tagged:
         source = books.source_of(cell)
-        for word in ("print(", "fastest(", "load(", "plt.", "read_gguf("):
+        for word in ("print(", "fastest(", "= load(", "plt.", "read_gguf("):
             assert word not in source, source
     space = lesson.definitions()
     assert callable(space["step_by_hand"])
     assert callable(space["packed"])
+
+
+def test_the_picture_of_the_readme_is_that_of_the_lesson():
+    advice = "run `python start.py bench --picture`"
+    assert lesson.PICTURE.read_bytes() == lesson.figure(), advice
+    text = (SOLUTIONS.parent / "README.md").read_text(encoding="utf-8")
+    assert "](course/speed.png)" in text
 
 
 # --- the machine ----------------------------------------------------------------------

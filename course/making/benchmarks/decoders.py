@@ -159,8 +159,8 @@ def kernels(threads, kind):
             )
         return timed(tokens(job["prompts"], job["new"]))
 
-    for batch in (1, 2, 4, 8):  # compiles
-        run({"prompts": [[1, 2, 3]] * batch, "new": 3})
+    for batch in (1, 2, 4, 8) if kind == "4-bit" else (1,):  # compiles
+        run({"prompts": [[1, 2, 3, 4, 5]] * batch, "new": 3})
     return run
 
 

@@ -1,11 +1,14 @@
 """Lesson 14's own step, compiled, reading 4-bit blocks: the reference's cells that
 define something, without those that measure and draw."""
 
-from course.paths import SOLUTIONS
+import base64
+
+from course.paths import ROOT, SOLUTIONS
 from course.saved import books
 
 LESSON = "14_as_fast_as_memory_allows"
 TAGS = {"setup", "exercise", "kernels"}
+PICTURE = ROOT / "course" / "speed.png"  # which README.md shows
 
 
 def definitions(lesson: str = LESSON) -> dict:
@@ -28,3 +31,16 @@ def step_and_weights():
     return space["step_by_hand"], space["packed"](
         read_gguf(gguf_path(), pack=as_they_are)
     )
+
+
+def figure(lesson: str = LESSON) -> bytes:
+    """The last figure of the executed reference, a PNG. Raises LookupError."""
+    found = [
+        output["data"]["image/png"]
+        for cell in books.read(SOLUTIONS / f"{lesson}.ipynb")["cells"]
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    if not found:
+        raise LookupError(f"solutions/{lesson}.ipynb has no figure")
+    return base64.b64decode("".join(found[-1]))

@@ -11,7 +11,7 @@ NAMES = {
     "4-bit": "our kernels, 4-bit blocks",
     "llama-q4": "llama.cpp, the same 4-bit file",
 }
-WHAT = 36  # columns of the first column
+WHAT = 40  # columns of the first column
 
 
 def print_read(results: dict):
@@ -72,7 +72,7 @@ def print_texts(results: dict, new: int):
         base = results["text", kind, "generate", False]
         speed, low, high = overall(results[key])
         ratio = speed / overall(base)[0]
-        title = NAMES[name] + (", prompt lookup" if lookup else "")
+        title = NAMES[name] + (", lookup" if lookup else "")
         print(
             f"{title[:WHAT]:{WHAT}} {kind:>10} {speed:9.1f} "
             f"{f'{low:.1f}-{high:.1f}':>15} {ratio:10.2f}  "

@@ -503,6 +503,18 @@ def last_token_only(weights, ids, max_new_tokens, eos_ids):
     return torch.cat([ids[:, :-1], rest], dim=-1)
 
 
+@wrong("decode_fast", "test_the_last_token_is_not_fed", "took 6 steps")
+def one_step_too_many(weights, ids, max_new_tokens, eos_ids):
+    """Feeds the last token, and throws the logits away."""
+    return loop(weights, ids, max_new_tokens, eos_ids)
+
+
+@wrong("decode_fast", "test_the_last_token_is_not_fed", "stops too early")
+def one_is_none(weights, ids, max_new_tokens, eos_ids):
+    """Returns the prompt when one token is asked for."""
+    return ids if max_new_tokens <= 1 else loop(weights, ids, max_new_tokens, eos_ids)
+
+
 @wrong("decode_fast", "test_an_eos_token_in_the_prompt_ends_nothing", "too early")
 def prompt_ends_it(weights, ids, max_new_tokens, eos_ids):
     """An EOS token in the prompt counts."""
@@ -678,7 +690,7 @@ def neighbours_of_x(blocks, x):
     return unpack(blocks, interleave=True) @ x
 
 
-@wrong("q4_matvec", "test_products_of_blocks_are_those_of_float64", "4 rows of 3")
+@wrong("q4_matvec", "test_products_of_blocks_are_those_of_float64", "4 rows of 20")
 def first_block_only(blocks, x):
     """Only the first block of a row."""
     return unpack_q4_1(np.ascontiguousarray(blocks[:, :20])) @ x[:32]
