@@ -1,0 +1,609 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 13 · Speculative decoding
+#
+# **After this lesson your decoder writes several tokens in one call of the model, and the
+# text stays the same, token for token.**
+#
+# You write: `ngram_draft`, `verify_greedy`, `speculate_greedy`, `residual`,
+# `verify_sampled`, `speculate_sampled`, `expected_tokens`, `best_k`, `SuffixDraft` and
+# `AdaptiveLength`. About 150 minutes. Builds on lesson 07: `cached_step` comes along.
+
+# %% tags=["setup"]
+from collections.abc import Callable
+
+import torch
+
+from course import carry
+
+cached_step = carry("cached_step")
+
+
+def run(model, tokens: list[int], cache, last: int):
+    """One call of the model with `tokens` behind what the cache holds.
+
+    Returns the float32 logits of the last `last` positions, (last, vocab), and the
+    cache, which then holds `tokens`, too.
+    """
+    fed = torch.tensor([tokens], device=model.device)
+    with torch.no_grad():
+        output = model(
+            fed, past_key_values=cache, use_cache=True, logits_to_keep=last
+        )
+    return output.logits[0, -last:].float(), output.past_key_values
+
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+
+from course import check
+from course.kit import figures
+from tiny_models import load, random_llama
+
+model, tokenizer = load()
+
+
+def ids_of(text):
+    return tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+
+
+# %% [markdown]
+# ## 1. Draft and verify
+
+# %% [markdown]
+# ### Exercise 13.1 · `ngram_draft`
+#
+# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 7 lines
+#
+# Guess the next tokens by looking back: take the last `n` ids of the text, find the first
+# place where they stood before, and return what followed there, at most `k` ids. If they
+# stood nowhere before, try the last `n - 1`, and so on down to one. What followed may be
+# fewer than `k` ids, where the text ends, and `[]` if no place is found.
+#
+# By hand: `ngram_draft([7, 8, 9, 5, 7, 8], n=2, k=3)`. The last two ids, 7 8, stood at the
+# beginning; 9, 5, 7 followed. With `k=9` it is `[9, 5, 7, 8]`: the text has no more. And
+# `ngram_draft([1, 8, 3, 8], n=2, k=2)`: 3 8 stood nowhere before, but 8 did: `[3, 8]`.
+#
+# <details><summary>Hint 1</summary>A place counts only if something follows it. So the last
+# ids do not match themselves.</details>
+# <details><summary>Hint 2</summary>Two loops: over the sizes <code>n, n - 1, ..., 1</code>,
+# and in each over the starts from left to right. The first match ends both.</details>
+# <details><summary>Hint 3</summary>With <code>size</code> ids from <code>start</code> on, what
+# follows begins at <code>start + size</code>, and that is below <code>len(ids)</code> for
+# <code>start in range(len(ids) - size)</code>.</details>
+
+
+# %% tags=["exercise"]
+def ngram_draft(ids: list[int], n: int, k: int) -> list[int]:
+    """What followed the last ids of the text at the first place where they stood before.
+
+    n: the most ids to match, longest first; k: the most ids to return. A new list,
+    empty where nothing matches; `ids` may be empty, and is left unchanged.
+    Raises ValueError for n below 1 or k below 0.
+    """
+    ### BEGIN SOLUTION
+    if n < 1 or k < 0:
+        raise ValueError(f"n must be 1 or more and k 0 or more, got n={n}, k={k}")
+    for size in range(min(n, len(ids) - 1), 0, -1):
+        for start in range(len(ids) - size):
+            if ids[start : start + size] == ids[-size:]:
+                return ids[start + size : start + size + k]
+    return []
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(ngram_draft)
+
+# %% [markdown]
+# ### Exercise 13.2 · `verify_greedy`
+#
+# difficulty ★★☆ · importance ★★★ · 10 min · our answer: 8 lines
+#
+# One call of the model on the text and the draft gives a row of logits after the text, after
+# the text and one draft token, and so on. Keep the draft tokens that greedy decoding would
+# have written, up to the first that it would not, and one token more: what the model says at
+# the place where the draft went wrong or, if all were right, after the last.
+#
+# By hand: draft 5, 6, 7; the best ids of the four rows are 5, 6, 9, 1. The first two are
+# right, the third is not, the model says 9: `[5, 6, 9]`. The last row follows a wrong token
+# and means nothing. With best ids 5, 6, 7, 1 it is `[5, 6, 7, 1]`, four tokens for one call.
+#
+# <details><summary>Hint 1</summary>Row i says what comes <i>before</i> draft token i is seen:
+# compare <code>draft[0]</code> with row 0.</details>
+# <details><summary>Hint 2</summary>The answer is always <code>best[:accepted + 1]</code>,
+# where <code>best</code> is the list of the rows' best ids.</details>
+
+
+# %% tags=["exercise"]
+def verify_greedy(draft: list[int], logits: torch.Tensor) -> list[int]:
+    """The accepted tokens of the draft, and one more from the model.
+
+    logits: (len(draft) + 1, vocab), row i after the text and i draft tokens. An id
+    outside the vocabulary is never accepted. Returns 1 to len(draft) + 1 ids.
+    Raises ValueError where the number of rows is another.
+    """
+    ### BEGIN SOLUTION
+    if len(logits) != len(draft) + 1:
+        raise ValueError(f"{len(draft)} draft tokens take one row more, not {len(logits)}")
+    best = logits.argmax(-1).tolist()
+    accepted = 0
+    while accepted < len(draft) and draft[accepted] == best[accepted]:
+        accepted += 1
+    return best[: accepted + 1]
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(verify_greedy)
+
+# %% [markdown]
+# ### Exercise 13.3 · `speculate_greedy`
+#
+# difficulty ★★★ · importance ★★★ · 30 min · our answer: 18 lines
+#
+# The greedy loop with drafts. In each round: ask `draft` for a guess, run the model once on
+# what it has not seen and the guess, verify, cut the cache back to what was kept, append. The
+# first call takes the whole prompt and the first guess together. `calls` counts the calls of
+# the model.
+#
+# Four borders. An EOS among the new tokens ends the text there, whatever was accepted behind
+# it. Never more than `max_new_tokens`: cut the guess to one less than what is left, since the
+# model adds one itself. A guess may hold an id that the model does not have: cut it there. And
+# a guess may be empty: then it is a plain step.
+#
+# By hand: text of 4 tokens, guess of 3, of which 1 is right. The call feeds 7 tokens and keeps
+# 2 new ones (the accepted, and the model's own). The cache holds 7, of which 5 are text: cut
+# 2. The next call feeds the model's own token, which it has not seen yet, and the new guess.
+#
+# <details><summary>Hint 1</summary><code>run</code>, from the first cell, is the call:
+# <code>logits, cache = run(model, tokens, cache, len(guess) + 1)</code>. Then
+# <code>cache.crop(-n)</code> removes the last n positions in place (also for 0).</details>
+# <details><summary>Hint 2</summary>Keep the text as a list of ids, and the number of its ids
+# that the cache holds. What is fed is <code>text[held:] + guess</code>.</details>
+# <details><summary>Hint 3</summary>After a round with <code>kept</code>,
+# <code>len(kept) - 1</code> tokens of the guess were accepted. The last of
+# <code>kept</code> is not in the cache.</details>
+
+
+# %% tags=["exercise"]
+def speculate_greedy(
+    model,
+    ids: torch.Tensor,
+    draft: Callable[[list[int]], list[int]],
+    max_new_tokens: int,
+    eos_ids: list[int],
+) -> tuple[torch.Tensor, int]:
+    """Greedy decoding with drafts: the tokens of `generate`, in fewer calls.
+
+    ids: (1, seq) int64. draft: given the ids of the text so far, prompt included, the
+    ids that may come next. No guess changes the result. The model is called with a
+    cache and without gradients; each position of the text is fed once, with at most
+    as many guessed tokens as can be kept.
+    Returns the ids (1, seq + new) int64, and the number of calls of the model.
+    """
+    ### BEGIN SOLUTION
+    text, end = ids[0].tolist(), ids.shape[1] + max_new_tokens
+    cache, held, calls = None, 0, 0
+    while len(text) < end:
+        # 1. A guess, no longer than what can be kept, of tokens that the model has
+        guess = list(draft(list(text)))[: end - len(text) - 1]
+        strange = [not 0 <= x < model.config.vocab_size for x in guess] + [True]
+        guess = guess[: strange.index(True)]
+        # 2. One call for what it has not seen, and the guess
+        logits, cache = run(model, text[held:] + guess, cache, len(guess) + 1)
+        calls += 1
+        kept = verify_greedy(guess, logits)
+        # 3. What was rejected leaves the cache
+        cache.crop(-(len(guess) - (len(kept) - 1)))
+        held = len(text) + len(kept) - 1
+        # 4. Append, up to an EOS
+        for token in kept:
+            text.append(token)
+            if token in eos_ids:
+                end = len(text)
+                break
+    return torch.tensor([text], device=ids.device), calls
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(speculate_greedy)
+
+# %% [markdown]
+# ## 2. Sampling
+
+# %% [markdown]
+# ### Exercise 13.4 · `residual`
+#
+# difficulty ★★☆ · importance ★★★ · 10 min · our answer: 4 lines
+#
+# What is left of `p` where `q` has been served: max(0, p − q), divided by its sum. Where p and
+# q are equal nothing is left (and no token is ever rejected): then return `p`.
+#
+# By hand: p = [0.5, 0.3, 0.2], q = [0.25, 0.25, 0.5]. The differences 0.25, 0.05 and −0.3 become
+# 0.25, 0.05 and 0, and divided by 0.3: [5/6, 1/6, 0].
+#
+# <details><summary>Hint 1</summary><code>(p - q).clamp(min=0)</code></details>
+
+
+# %% tags=["exercise"]
+def residual(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """The distribution to draw from where a draft token was rejected.
+
+    p, q: (vocab,) probabilities, of one float dtype. Returns a new (vocab,) of that
+    dtype which sums to 1.
+    """
+    ### BEGIN SOLUTION
+    left = (p - q).clamp(min=0)
+    if left.sum() == 0:
+        return p.clone()
+    return left / left.sum()
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(residual)
+
+# %% [markdown]
+# ### Exercise 13.5 · `verify_sampled`
+#
+# difficulty ★★★ · importance ★★★ · 20 min · our answer: 12 lines
+#
+# Draft token x, drawn from row i of `q`, is accepted with probability min(1, p(x) / q(x)), p
+# being row i of `p`. At the first that is not, draw from the residual of these two rows, and
+# stop. If all are accepted, draw one more from the last row of `p`.
+#
+# Spend random numbers as `transformers` does, so that the same seed gives the same tokens:
+# first `torch.rand(k)`, one number for each draft token whether needed or not (accepted if it
+# is below p(x) / q(x)); then one `torch.multinomial`. Both take `generator=generator`.
+#
+# By hand: draft 2, q = [[0.25, 0.25, 0.5]], p = [[0.5, 0.3, 0.2], [0, 1, 0]]. The token is
+# accepted with probability 0.2 / 0.5 = 0.4; then the second row gives 1: `[2, 1]`. Else the
+# answer is one token, 0 with probability 5/6, or 1. In all token 2 comes first with 0.5 · 0.4 =
+# 0.2, as in p: that is the point.
+#
+# <details><summary>Hint 1</summary><code>p[i, x]</code> and <code>q[i, x]</code> for all i at
+# once: <code>p[range(k), draft]</code>.</details>
+# <details><summary>Hint 2</summary>Count the accepted with a loop as in
+# <code>verify_greedy</code>. The rows for the last draw have this count as their
+# index.</details>
+
+
+# %% tags=["exercise"]
+def verify_sampled(
+    p: torch.Tensor,
+    q: torch.Tensor,
+    draft: list[int],
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """The accepted tokens of the draft, and one more: together as if drawn from p.
+
+    p: (k + 1, vocab), the model's probabilities after the text and i draft tokens;
+    q: (k, vocab), those that the draft was drawn from: both after temperature and
+    filters. draft: k ids; k may be 0. Returns 1 to k + 1 ids.
+    Raises ValueError where the shapes do not fit.
+    """
+    ### BEGIN SOLUTION
+    k, vocab = len(draft), p.shape[-1]
+    if p.shape != (k + 1, vocab) or q.shape != (k, vocab):
+        shapes = f"{tuple(p.shape)} and {tuple(q.shape)}"
+        raise ValueError(f"p and q do not fit a draft of {k}: shapes {shapes}")
+    ratio = p[range(k), draft] / q[range(k), draft]
+    numbers = torch.rand(k, generator=generator, device=p.device)
+    accept = (numbers < ratio).tolist() + [False]
+    accepted = accept.index(False)
+    last = p[k] if accepted == k else residual(p[accepted], q[accepted])
+    more = torch.multinomial(last, 1, generator=generator).item()
+    return [*draft[:accepted], more]
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(verify_sampled)
+
+# %% [markdown]
+# ### Exercise 13.6 · `speculate_sampled`
+#
+# difficulty ★★★ · importance ★★☆ · 30 min · our answer: 30 lines
+#
+# The sampling loop with a small model that drafts. In each round the draft model draws up to
+# `k` tokens, one by one, each with `torch.multinomial`; it stops at an EOS of its own, and at
+# one less than what is left. Then one call of the model, and `verify_sampled`. Both models have
+# a cache, and both are cut back. Both logits are divided by the temperature first.
+#
+# By hand: text of 4, k = 2, draft 5, 6. The draft model was fed 4 tokens and then 5; nobody
+# asked what comes after 6, so its cache holds 5 tokens. If only 5 is accepted, followed by the
+# model's own 9, the draft model's cache fits as it is: next it is fed 9. If 6 is accepted, too,
+# followed by 9, it is fed 6, 9. If neither, its cache must lose one.
+#
+# <details><summary>Hint 1</summary><code>cached_step</code> of lesson 07 is a step of the draft
+# model.</details>
+# <details><summary>Hint 2</summary>The model's part is that of <code>speculate_greedy</code>,
+# with <code>verify_sampled</code>.</details>
+# <details><summary>Hint 3</summary>Two numbers, <code>held</code> and
+# <code>draft_held</code>: how many ids of the text each cache holds.</details>
+# <details><summary>Hint 4</summary><code>q</code> of an empty draft has the shape
+# <code>(0, vocab)</code>.</details>
+
+
+# %% tags=["exercise"]
+def speculate_sampled(
+    model,
+    draft_model,
+    ids: torch.Tensor,
+    k: int,
+    max_new_tokens: int,
+    temperature: float,
+    eos_ids: list[int],
+) -> tuple[torch.Tensor, int]:
+    """Sampling with a draft model: the same distribution, in fewer calls of the model.
+
+    ids: (1, seq) int64. k: the most tokens of a draft, 0 or more. Random numbers come
+    from the global generator, k draws and then those of `verify_sampled` in a round.
+    Both models are called with a cache and without gradients; after the first round
+    the model is fed at most k + 1 tokens, the draft model at most 2.
+    Returns the ids (1, seq + new) int64, and the number of calls of `model`.
+    Raises ValueError for a temperature that is not above 0, and where the config's
+    vocab_size of the models differs.
+    """
+    ### BEGIN SOLUTION
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    vocab = model.config.vocab_size
+    if vocab != draft_model.config.vocab_size:
+        sizes = f"{vocab} and {draft_model.config.vocab_size}"
+        raise ValueError(f"the models have different vocabularies: {sizes}")
+    text, end = ids[0].tolist(), ids.shape[1] + max_new_tokens
+    cache, held, draft_cache, draft_held, calls = None, 0, None, 0, 0
+    while len(text) < end:
+        # 1. A draft, token by token
+        guess, q, fed = [], [], text[draft_held:]
+        while len(guess) < min(k, end - len(text) - 1):
+            row = torch.tensor([fed], device=ids.device)
+            logits, draft_cache = cached_step(draft_model, row, draft_cache)
+            q.append((logits[0] / temperature).softmax(-1))
+            guess.append(torch.multinomial(q[-1], 1).item())
+            fed = guess[-1:]
+            if guess[-1] in eos_ids:
+                break
+        # 2. One call verifies it
+        logits, cache = run(model, text[held:] + guess, cache, len(guess) + 1)
+        calls += 1
+        p = (logits / temperature).softmax(-1)
+        kept = verify_sampled(p, torch.stack(q) if q else p[:0], guess)
+        # 3. What was rejected leaves both caches. The last guess is not in the draft's.
+        good = len(text) + len(kept) - 1
+        cache.crop(-(len(text) + len(guess) - good))
+        held = good
+        if guess:
+            draft_held = min(good, len(text) + len(guess) - 1)
+            draft_cache.crop(-(len(text) + len(guess) - 1 - draft_held))
+        # 4. Append, up to an EOS
+        for token in kept:
+            text.append(token)
+            if token in eos_ids:
+                end = len(text)
+                break
+    return torch.tensor([text], device=ids.device), calls
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(speculate_sampled)
+
+# %% [markdown]
+# ## 3. How long a draft
+
+# %% [markdown]
+# ### Exercise 13.7 · `expected_tokens`
+#
+# difficulty ★☆☆ · importance ★★☆ · 10 min · our answer: 3 lines
+#
+# Each draft token is accepted with probability α, independently, until the first that is not.
+# How many tokens does one call write on average with a draft of k? One for certain, a second
+# if the first draft token is right, ...: 1 + α + α² + ... + αᵏ.
+#
+# By hand: α = 0.5, k = 2: 1 + 0.5 + 0.25 = 1.75. α = 1, k = 4: 5.
+#
+# <details><summary>Hint 1</summary>The sum itself is fine:
+# <code>sum(alpha**i for i in ...)</code>.</details>
+
+
+# %% tags=["exercise"]
+def expected_tokens(alpha: float, k: int) -> float:
+    """The mean number of tokens of a call with k draft tokens, a float.
+
+    Raises ValueError for alpha outside 0 to 1, or k below 0.
+    """
+    ### BEGIN SOLUTION
+    if not 0 <= alpha <= 1 or k < 0:
+        raise ValueError(f"alpha must be 0 to 1, k 0 or more: got {alpha}, {k}")
+    return float(sum(alpha**i for i in range(k + 1)))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(expected_tokens)
+
+# %% [markdown]
+# ### Exercise 13.8 · `best_k`
+#
+# difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 4 lines
+#
+# `cost` is what one more draft token costs, drafted and verified, as a part of a plain step. A
+# round with k then takes 1 + k · cost. Return the k from 0 to 64 that writes the most tokens in
+# this time; of several the smallest. 0 means that speculation loses.
+#
+# By hand: α = 0.5, cost = 0.25. k = 0: 1 token / 1 = 1. k = 1: 1.5 / 1.25 = 1.2. k = 2: 1.75 / 1.5
+# = 1.167. The best is 1.
+#
+# <details><summary>Hint 1</summary><code>max(range(65), key=...)</code> gives the first of
+# several.</details>
+
+
+# %% tags=["exercise"]
+def best_k(alpha: float, cost: float) -> int:
+    """The draft length, 0 to 64, with the most tokens for the time.
+
+    Raises ValueError for alpha outside 0 to 1, or a cost below 0.
+    """
+    ### BEGIN SOLUTION
+    if not 0 <= alpha <= 1 or cost < 0:
+        raise ValueError(f"alpha must be 0 to 1, cost 0 or more: got {alpha}, {cost}")
+    return max(range(65), key=lambda k: expected_tokens(alpha, k) / (1 + k * cost))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(best_k)
+
+# %% [markdown]
+# ## 4. Better drafts
+
+# %% [markdown]
+# ### Exercise 13.9 · `SuffixDraft`
+#
+# difficulty ★★★ · importance ★★☆ · 25 min · our answer: 20 lines
+#
+# A draft that remembers all texts it has seen, and how often each token followed which ids.
+#
+# `SuffixDraft(longest=8, factor=2)` makes one; `draft(ids)` then does two things.
+#
+# 1. *Learn.* Each id of the text follows the 1, 2, ..., `longest` ids before it: count that.
+#    `draft` is called again and again while a text grows. If `ids` begins with the ids of the
+#    last call, only what is new is counted; if not, a new text has begun, and all of it is.
+# 2. *Guess.* Take the longest suffix of the text (at most `longest` ids) that has ever been
+#    followed by something, and of what followed it the most frequent id; of several, the one
+#    that followed it first. Append it and go on with the longer text. Stop after
+#    `factor` × the length of the first suffix (the longer the match, the more we trust it), or
+#    when no suffix has a follower.
+#
+# By hand: `longest=2, factor=1`, the text 1 2 3 1 2 4 1 2 4 1 2. The suffix 1 2 was followed by 3
+# once and by 4 twice: guess 4. Then the suffix 2 4, always followed by 1. The first suffix had
+# two ids, so two are enough: `[4, 1]`.
+#
+# <details><summary>Hint 1</summary>A dictionary from a tuple of ids to a dictionary from an id
+# to its count. <code>max(followers, key=followers.get)</code> gives the first of
+# several.</details>
+# <details><summary>Hint 2</summary>To learn: for each position <code>end</code> that is new and
+# each <code>size</code> up to <code>min(longest, end)</code>,
+# <code>tuple(ids[end - size : end])</code> was followed by <code>ids[end]</code>.</details>
+# <details><summary>Hint 3</summary>Keep a copy of the ids of the last call
+# (<code>self.seen = list(ids)</code>): the caller's list may grow.</details>
+
+
+# %% tags=["exercise"]
+class SuffixDraft:
+    """draft(ids) -> the likely next ids, from all that it has been called with.
+
+    longest: the most ids of a suffix; factor: draft tokens for each id of the first
+    suffix. ids: list of ints, left unchanged; the guess is a new list of ints. Two
+    drafts share nothing. A call takes time for what is new in the text alone (and to
+    compare it with the last one).
+    """
+
+    def __init__(self, longest: int = 8, factor: int = 2):
+        ### BEGIN SOLUTION
+        self.longest, self.factor = longest, factor
+        self.followers = {}  # ids -> {the id behind them: how often}
+        self.seen = []
+        ### END SOLUTION
+
+    def __call__(self, ids: list[int]) -> list[int]:
+        ### BEGIN SOLUTION
+        self._learn(ids)
+        guess, wanted = [], None
+        while wanted is None or len(guess) < wanted:
+            suffix = self._known_suffix(ids[-self.longest :] + guess)
+            if suffix is None:
+                break
+            if wanted is None:
+                wanted = self.factor * len(suffix)
+            followers = self.followers[suffix]
+            guess.append(max(followers, key=followers.get))
+        return guess[:wanted]
+
+    def _learn(self, ids):
+        old = len(self.seen) if ids[: len(self.seen)] == self.seen else 0
+        for end in range(old, len(ids)):
+            for size in range(1, min(self.longest, end) + 1):
+                followers = self.followers.setdefault(tuple(ids[end - size : end]), {})
+                followers[ids[end]] = followers.get(ids[end], 0) + 1
+        self.seen = list(ids)
+
+    def _known_suffix(self, text):
+        for size in range(min(self.longest, len(text)), 0, -1):
+            if tuple(text[-size:]) in self.followers:
+                return tuple(text[-size:])
+        return None
+        ### END SOLUTION
+
+
+# %% tags=["check"]
+check(SuffixDraft)
+
+# %% [markdown]
+# ### Exercise 13.10 · `AdaptiveLength`
+#
+# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 14 lines
+#
+# A draft length that follows the text. It keeps two sums, of accepted and of rejected tokens,
+# in which what is older counts less: at each update both are multiplied by `decay` (0.8), then
+# `accepted` is added to one, and 1 to the other if a token was rejected. Both start at 1. α is
+# the share of the accepted; `k` is `best_k(α, cost)`, but at least 1 (without a draft it would
+# never learn better). What comes after a rejected token was not judged, and counts nowhere.
+#
+# By hand: a new one has α = 1 / 2. `update(4, 4)`: the sums are 0.8 + 4 = 4.8 and 0.8, α = 6 / 7.
+# Then `update(4, 1)`: 0.8 · 4.8 + 1 = 4.84 and 0.8 · 0.8 + 1 = 1.64, α = 0.747. An update with
+# nothing drafted changes nothing.
+#
+# <details><summary>Hint 1</summary><code>accepted &lt; drafted</code> is one rejected token,
+# however many were drafted behind it.</details>
+
+
+# %% tags=["exercise"]
+class AdaptiveLength:
+    """A draft length `k`, chosen by `best_k` for the share `alpha` of late.
+
+    cost: as in `best_k`. `alpha` (float) and `k` (int) can be read at any time.
+    """
+
+    def __init__(self, cost: float = 0.1, decay: float = 0.8):
+        ### BEGIN SOLUTION
+        self.cost, self.decay = cost, decay
+        self.accepted = self.rejected = 1.0
+        self._choose()
+        ### END SOLUTION
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Learn from one round.
+
+        Raises ValueError unless accepted is from 0 to drafted.
+        """
+        ### BEGIN SOLUTION
+        if not 0 <= accepted <= drafted:
+            raise ValueError(f"accepted {accepted} of {drafted} drafted tokens")
+        if drafted == 0:
+            return
+        self.accepted = self.decay * self.accepted + accepted
+        self.rejected = self.decay * self.rejected + (accepted < drafted)
+        self._choose()
+
+    def _choose(self):
+        self.alpha = self.accepted / (self.accepted + self.rejected)
+        self.k = max(1, best_k(self.alpha, self.cost))
+        ### END SOLUTION
+
+
+# %% tags=["check"]
+check(AdaptiveLength)
