@@ -34,20 +34,15 @@ def run(model, tokens: list[int], cache, last: int):
     """
     fed = torch.tensor([tokens], device=model.device)
     with torch.no_grad():
-        output = model(
-            fed, past_key_values=cache, use_cache=True, logits_to_keep=last
-        )
+        output = model(fed, past_key_values=cache, use_cache=True, logits_to_keep=last)
     return output.logits[0, -last:].float(), output.past_key_values
 
 
 # %%
-import time
 
-import matplotlib.pyplot as plt
 
 from course import check
-from course.kit import figures
-from tiny_models import load, random_llama
+from tiny_models import load
 
 model, tokenizer = load()
 
@@ -134,7 +129,9 @@ def verify_greedy(draft: list[int], logits: torch.Tensor) -> list[int]:
     """
     ### BEGIN SOLUTION
     if len(logits) != len(draft) + 1:
-        raise ValueError(f"{len(draft)} draft tokens take one row more, not {len(logits)}")
+        raise ValueError(
+            f"{len(draft)} draft tokens take one row more, not {len(logits)}"
+        )
     best = logits.argmax(-1).tolist()
     accepted = 0
     while accepted < len(draft) and draft[accepted] == best[accepted]:
