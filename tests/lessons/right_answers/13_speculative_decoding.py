@@ -100,7 +100,7 @@ def takes_while_equal(draft, logits):
 
 @right("speculate_greedy")
 def with_rollback(model, ids, draft, max_new_tokens, eos_ids):
-    """Tensors, and a copy of the cache for each round, as lesson 07's rollback gives."""
+    """Tensors, and a copy of the cache in each round: lesson 07's rollback."""
     start, calls, cache = ids.shape[1], 0, None
     while (left := start + max_new_tokens - ids.shape[1]) > 0:
         guess = draft(ids[0].tolist())[: left - 1]
@@ -276,10 +276,7 @@ def with_two_copies(model, draft_model, ids, k, max_new_tokens, temperature, eos
     caches, calls, limit = [None, None], 0, ids.shape[1] + max_new_tokens
 
     def step(which, one, text, last):
-        if caches[which] is None:
-            held = 0
-        else:
-            held = caches[which].get_seq_length()
+        held = 0 if caches[which] is None else caches[which].get_seq_length()
         with torch.no_grad():
             output = one(text[:, held:], past_key_values=caches[which], use_cache=True)
         caches[which] = output.past_key_values
@@ -311,7 +308,7 @@ def with_two_copies(model, draft_model, ids, k, max_new_tokens, temperature, eos
 
 @right("speculate_sampled")
 def one_behind(model, draft_model, ids, k, max_new_tokens, temperature, eos_ids):
-    """The draft model's cache is cut to two ids before the end, as transformers does."""
+    """The draft model is fed the last two ids in each round, as transformers does."""
     if temperature <= 0 or model.config.vocab_size != draft_model.config.vocab_size:
         raise ValueError("temperature, or vocabularies")
     text, limit = ids[0].tolist(), ids.shape[1] + max_new_tokens

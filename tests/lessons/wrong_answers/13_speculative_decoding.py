@@ -327,19 +327,7 @@ def no_token_of_the_models_own(model, ids, draft, max_new_tokens, eos_ids):
         kept = verify_greedy(guess, logits)
         return kept[:-1] if len(kept) > 1 else kept
 
-    def loop(cache, text, end, calls):
-        while len(text) < end:
-            guess = list(draft(list(text)))[: end - len(text) - 1]
-            logits, _ = call_model(model, text + guess, None, len(guess) + 1)
-            calls += 1
-            for token in verify(guess, logits):
-                text.append(token)
-                if token in eos_ids:
-                    return text, calls
-        return text, calls
-
-    text, calls = loop(None, ids[0].tolist(), ids.shape[1] + max_new_tokens, 0)
-    return torch.tensor([text]), calls
+    return greedy_loop(model, ids, draft, max_new_tokens, eos_ids, verify)
 
 
 @wrong("speculate_greedy", TEXT, "comes without a cache")
@@ -348,7 +336,7 @@ def without_a_cache(model, ids, draft, max_new_tokens, eos_ids):
     return greedy_loop(model, ids, draft, max_new_tokens, eos_ids, cached=False)
 
 
-@wrong("speculate_greedy", TEXT, "is fed")
+@wrong("speculate_greedy", TEXT, "differs first at position 7")
 def one_too_many_cut(model, ids, draft, max_new_tokens, eos_ids):
     """Cuts one position too many from the cache."""
     return greedy_loop(model, ids, draft, max_new_tokens, eos_ids, crop=lambda n: n + 1)
@@ -721,7 +709,7 @@ def greedy_bonus(p, q, draft, generator=None):
     return accept(p, q, draft, generator, last=last)
 
 
-@wrong("verify_sampled", SEED, "First torch.rand(2), then one torch.multinomial")
+@wrong("verify_sampled", SEED, "whether needed or not, and then one token")
 def numbers_as_needed(p, q, draft, generator=None):
     """Draws a number for a draft token only when it is looked at: right, and not what
     the card says."""
@@ -1007,6 +995,22 @@ def drafts_behind_an_eos(m, d, ids, k, new, temperature, eos):
 )
 def any_two_models(m, d, ids, k, new, temperature, eos):
     """Draft ids of another vocabulary."""
+
+    def verify(p, q, draft):
+        return accept(p, q, draft, check=False)
+
+    return sampling_loop(
+        m, d, ids, k, new, temperature, eos, raises=False, verify=verify
+    )
+
+
+@wrong(
+    "speculate_sampled",
+    "test_models_of_different_vocabularies_do_not_go_together",
+    "and k=0 should raise ValueError",
+)
+def found_by_the_verification(m, d, ids, k, new, temperature, eos):
+    """The vocabularies are compared only where something is drafted."""
     return sampling_loop(m, d, ids, k, new, temperature, eos, raises=False)
 
 
