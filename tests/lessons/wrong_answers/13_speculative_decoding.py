@@ -642,10 +642,8 @@ def accept(
         n += 1
     if n == k and not more:
         return list(draft)
-    if n == k:
-        rows = p[k] if last is None else last
-    else:
-        rows = rest(p[n], q[n])
+    bonus = p[k] if last is None else last
+    rows = bonus if n == k else rest(p[n], q[n])
     return [*draft[:n], torch.multinomial(rows, 1, generator=generator).item()]
 
 
