@@ -135,9 +135,9 @@ def of_text(text, vocab_size=50):
     ],
 )
 def test_drafts_worked_by_hand(ngram_draft, ids, n, k, wanted, hint):
+    call, ids = f"ngram_draft({ids}, n={n}, k={k})", list(ids)
     with expect.unchanged("slices are copies", ids=ids):
         got = ngram_draft(ids, n, k)
-    call = f"ngram_draft({ids}, n={n}, k={k})"
     expect.value(a_list(got, call), wanted, call, hint)
 
 
@@ -163,6 +163,20 @@ def test_drafts_are_those_of_transformers(ngram_draft):
                 call = f"ngram_draft({ids}, n={n}, k={k})"
                 got = a_list(ngram_draft(list(ids), n, k), call)
                 expect.value(got, looked_up(ids, n, k), call)
+    ids = torch.randint(3, (300,), generator=generator).tolist()
+    ids = [*range(50, 80), *ids, *range(50, 57)]
+    for n, k in ((2, 40), (7, 12), (20, 30)):
+        call = f"ngram_draft of 337 ids, n={n}, k={k},"
+        got = a_list(ngram_draft(list(ids), n, k), call)
+        expect.value(got, looked_up(ids, n, k), call)
+
+
+def test_the_longest_match_wins_however_long(ngram_draft):
+    """Five ids match earlier than six do, and one earlier than five."""
+    ids = [6, 1, 9, 2, 3, 4, 5, 6, 10, 9, 1, 2, 3, 4, 5, 6, 11, 12, 8, 1, 2, 3, 4, 5, 6]
+    for n, wanted in ((7, [11, 12]), (6, [11, 12]), (5, [10, 9]), (1, [1, 9])):
+        call = f"ngram_draft({ids}, n={n}, k=2)"
+        expect.value(a_list(ngram_draft(list(ids), n, 2), call), wanted, call)
 
 
 def test_a_draft_needs_something_to_match(ngram_draft):
@@ -194,11 +208,12 @@ def rows(best, vocab=20, dtype=torch.float32):
         ([5, 5, 5], [5, 5, 5, 5], [5, 5, 5, 5]),
         ([], [8], [8]),
         ([5, 99], [5, 6, 7], [5, 6]),
+        (list(range(18)), list(range(19)), list(range(19))),
         ([-1, 19], [19, 19, 3], [19]),
     ],
 )
 def test_greedy_verification_worked_by_hand(verify_greedy, draft, best, wanted):
-    logits = rows(best)
+    logits, draft = rows(best), list(draft)
     with expect.unchanged("compare, do not write", draft=draft, logits=logits):
         got = verify_greedy(draft, logits)
     call = f"verify_greedy({draft}) where the rows' best ids are {best}"
@@ -247,7 +262,7 @@ WRITTEN = [20, 21, 22, 23, 24, 25, 26, 27]  # what the scripted model adds to `p
 def scripted(guesses, new=8, eos_ids=(), written=WRITTEN, vocab_size=50):
     """(model, draft, arguments, wanted ids): the draft gives `guesses` in turn."""
     model = of_text(prompt()[0].tolist() + list(written), vocab_size)
-    left, asked = list(guesses), []
+    left, asked = [list(guess) for guess in guesses], []
 
     def draft(ids):
         asked.append(ids)
@@ -410,6 +425,16 @@ def test_ids_of_another_vocabulary_are_never_fed(speculate_greedy, strange):
         ) from None
     expect.same_ids(got, wanted, call)
     expect.value(calls, 6, f"{call}: the calls")
+
+
+def test_the_first_and_the_last_id_of_the_vocabulary_are_good_guesses(speculate_greedy):
+    written = [0, 49, 49, 0, 0, 20, 21, 22]
+    model, draft, options, wanted = scripted([written[:5]], written=written)
+    call = f"speculate_greedy, vocabulary of 50, guess {written[:5]}, text {written}"
+    got, calls = both(speculate_greedy(model, prompt(), draft, *options), call)
+    expect.same_ids(got, wanted, call)
+    hint = "0 is an id like others, and 49 the last of 50."
+    expect.value(calls, 3, f"{call}: the calls", hint)
 
 
 def test_the_draft_sees_the_whole_text_once_a_round(speculate_greedy):
@@ -637,7 +662,7 @@ def half():
     ],
 )
 def test_certain_cases_of_verification(verify_sampled, p, q, draft, wanted, hint):
-    p_rows, q_rows = one_hot(*p), one_hot(*q)
+    p_rows, q_rows, draft = one_hot(*p), one_hot(*q), list(draft)
     call = f"verify_sampled of draft {draft}, where p is sure of {p} and q of {q}"
     for seed in range(3):
         torch.manual_seed(seed)
@@ -1092,7 +1117,7 @@ def test_best_k_needs_a_probability_and_a_cost(best_k):
     ],
 )
 def test_suffix_drafts_worked_by_hand(SuffixDraft, longest, factor, ids, wanted, hint):  # noqa: N803
-    draft = SuffixDraft(longest=longest, factor=factor)
+    draft, ids = SuffixDraft(longest=longest, factor=factor), list(ids)
     with expect.unchanged("make lists of your own", ids=ids):
         got = draft(ids)
     call = f"SuffixDraft(longest={longest}, factor={factor})({ids})"
@@ -1153,7 +1178,37 @@ def test_a_growing_text_is_counted_once(SuffixDraft):  # noqa: N803
             call = f"SuffixDraft({longest}, {factor}) behind {text[:end]}, which grew"
             hint = "Each id is counted once, in the call in which it is new."
             expect.value(a_list(got, call), oracle(text[:end]), call, hint)
+            again = draft(text[:end])  # where nothing is new, nothing is counted
+            expect.value(again, got, f"{call}, asked again,", hint)
             end += 1 + end % 4
+
+
+def test_a_text_asked_for_twice_is_counted_once(SuffixDraft):  # noqa: N803
+    draft = SuffixDraft(2, 1)
+    for _ in range(5):
+        draft([1, 2, 8, 8])
+    for text in ([1, 3, 9, 9], [5, 1, 3, 7, 7]):
+        draft(text)
+    call = "SuffixDraft(2, 1) behind [6, 1], after 1 2 8 8 in five calls, 1 3 9 9 and"
+    call += " 5 1 3 7 7,"
+    hint = "Asked again for the same text there is nothing new to count."
+    expect.value(a_list(draft([6, 1]), call), [3], call, hint)
+
+
+def test_a_short_text_counts_no_more_than_a_long_one(SuffixDraft):  # noqa: N803
+    draft = SuffixDraft(8, 1)
+    for text in (
+        [1, 2],
+        [4, 5, 6, 7, 8, 9, 0, 6, 1, 3],
+        [5, 6, 7, 8, 9, 0, 6, 4, 1, 3],
+    ):
+        draft(text)
+    call = "SuffixDraft(8, 1) behind [44, 1], where 1 was followed by 2 once, and by 3 "
+    call += "twice,"
+    hint = (
+        "Before the id at place `end` there are `end` ids, so no more sizes than that."
+    )
+    expect.value(a_list(draft([44, 1]), call), [3], call, hint)
 
 
 def test_texts_of_before_are_remembered(SuffixDraft):  # noqa: N803

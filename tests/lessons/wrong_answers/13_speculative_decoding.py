@@ -121,6 +121,34 @@ def at_most_two(ids, n, k):
     return ngram_draft(ids, min(n, 2), k)
 
 
+@wrong("ngram_draft", "test_drafts_are_those_of_transformers", "of 337 ids")
+def a_window(ids, n, k):
+    """Searches the last 64 ids only."""
+    return ngram_draft(ids[-64:], n, k)
+
+
+@wrong("ngram_draft", "test_drafts_are_those_of_transformers", "of 337 ids")
+def ten_at_most(ids, n, k):
+    """A cap that nobody asked for."""
+    return ngram_draft(ids, n, min(k, 10))
+
+
+@wrong(
+    "ngram_draft", "test_the_longest_match_wins_however_long", "should give [11, 12]"
+)
+def four_at_most(ids, n, k):
+    """Matches four ids at most."""
+    return ngram_draft(ids, min(n, 4), k)
+
+
+@wrong("ngram_draft", LOOKED_UP, "`ids` was changed")
+def appends_to_the_text(ids, n, k):
+    """The caller's list grows."""
+    draft = ngram_draft(ids, n, k)
+    ids.append(0)
+    return draft
+
+
 # --- verify_greedy --------------------------------------------------------------------
 
 GREEDY = "test_greedy_verification_worked_by_hand"
@@ -223,6 +251,23 @@ def float32_only(draft, logits):
     """Verifies in float32 only."""
     got = verify_greedy(draft, logits)
     return got if logits.dtype == torch.float32 else got[:1]
+
+
+@wrong("verify_greedy", GREEDY, "should give [0, 1, 2, 3, 4, 5")
+def eight_at_most(draft, logits):
+    """Accepts eight tokens at most."""
+    return verify_greedy(draft, logits)[:9]
+
+
+@wrong("verify_greedy", GREEDY, "should give [5, 6, 9]")
+def among_the_best_two(draft, logits):
+    """Accepts what is nearly the best."""
+    fits(draft, logits)
+    best, near = logits.argmax(-1).tolist(), logits.topk(2).indices.tolist()
+    n = 0
+    while n < len(draft) and (draft[n] in near[n] or draft[n] - best[n] == -2):
+        n += 1
+    return [*draft[:n], best[n]]
 
 
 # --- speculate_greedy -----------------------------------------------------------------
@@ -461,6 +506,21 @@ def the_whole_guess_thrown_away(model, ids, draft, max_new_tokens, eos_ids):
         guess = draft(text)
         good = all(0 <= x < model.config.vocab_size for x in guess)
         return guess if good else []
+
+    return greedy_loop(model, ids, wise, max_new_tokens, eos_ids)
+
+
+@wrong(
+    "speculate_greedy",
+    "test_the_first_and_the_last_id_of_the_vocabulary_are_good_guesses",
+    "0 is an id like others",
+)
+def id_0_is_no_id(model, ids, draft, max_new_tokens, eos_ids):
+    """`if not token` cuts at id 0, too."""
+
+    def wise(text):
+        guess = draft(text)
+        return guess[: guess.index(0)] if 0 in guess else guess
 
     return greedy_loop(model, ids, wise, max_new_tokens, eos_ids)
 
@@ -1310,6 +1370,49 @@ class FactorIsLost(SuffixDraft):
 
     def __init__(self, longest=8):
         super().__init__(longest, 2)
+
+
+@wrong(
+    "SuffixDraft", "test_a_text_asked_for_twice_is_counted_once", "nothing new to count"
+)
+class CountsWhatIsAskedAgain(SuffixDraft):
+    """The same text once more is a new text."""
+
+    def _learn(self, ids):
+        if list(ids) == self.seen:
+            self.seen = []
+        super()._learn(ids)
+
+
+@wrong(
+    "SuffixDraft",
+    "test_a_short_text_counts_no_more_than_a_long_one",
+    "no more sizes than that",
+)
+class SlicesFromTheEnd(SuffixDraft):
+    """A negative start of a slice counts from the end of the text."""
+
+    def _learn(self, ids):
+        old = len(self.seen) if ids[: len(self.seen)] == self.seen else 0
+        for end in range(old, len(ids)):
+            for size in range(1, self.longest + 1):
+                self.followers[tuple(ids[end - size : end])][ids[end]] += 1
+        self.seen = list(ids)
+
+
+@wrong("SuffixDraft", ONCE, "which grew")
+class FollowsOneContext(SuffixDraft):
+    """Goes on with suffixes of the first one's length, and with no shorter one."""
+
+    def __call__(self, ids):
+        self._learn(ids)
+        guess, suffix = [], self._known_suffix(ids)
+        wanted = self.factor * len(suffix or ())
+        while len(guess) < wanted and suffix in self.followers:
+            followers = self.followers[suffix]
+            guess.append(max(followers, key=followers.get))
+            suffix = (*suffix, guess[-1])[1:]
+        return guess
 
 
 # --- AdaptiveLength -------------------------------------------------------------------
