@@ -1,5 +1,7 @@
 """Wrong answers to lesson 13, and what the learner must be told of each."""
 
+from collections import Counter, defaultdict
+
 import torch
 
 from course.making.answers import reference, wrong
@@ -1223,7 +1225,8 @@ class ForgetsTheTextBefore(SuffixDraft):
 
     def _learn(self, ids):
         if ids[: len(self.seen)] != self.seen:
-            self.followers, self.seen = {}, []
+            self.followers.clear()
+            self.seen = []
         super()._learn(ids)
 
 
@@ -1271,14 +1274,11 @@ class KeepsTheList(SuffixDraft):
 class SharesItsCounts(SuffixDraft):
     """The counts are in the class."""
 
-    shared = {}
+    shared = defaultdict(Counter)
 
     def __init__(self, longest=8, factor=2):
         super().__init__(longest, factor)
         self.followers = self.shared
-        if not self.shared:
-            self.shared[(1,)] = {2: 1}
-            self.shared.clear()
 
     def _learn(self, ids):
         super()._learn(ids)
