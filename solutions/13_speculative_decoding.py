@@ -98,6 +98,8 @@ ax.plot(
 ax.set(xlabel="tokens in one call", ylabel="time, one token = 1", ylim=(0, None))
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
+cost = (calls[3] / calls[0] - 1) / 7  # a call of 8 against a call of 1
+print(f"of the first 8, one more token costs {cost:.2f} of a step")
 
 # %% [markdown]
 # The weights are read once, but on a CPU the arithmetic takes its time as well: eight
@@ -391,17 +393,21 @@ for name, ids in prompts.items():
         lambda: speculate_greedy(model, ids, draft, NEW, [EOS])
     )
     plain[name], rounds[name], ours[name] = (out, plain_time), draft.rounds, calls_made
+    guessed = sum(len(guess) for _, guess in draft.rounds)
     print(
-        f"{name:9} same tokens {torch.equal(got, out)}   calls {steps} -> {calls_made} "
-        f"(transformers {theirs})   time: {plain_time / took:.1f} times as fast"
+        f"{name:9} same {torch.equal(got, out)}   calls {steps} -> {calls_made:2} "
+        f"(transformers {theirs:2})   {guessed:3} guessed: worth "
+        f"{calls_made + cost * guessed:2.0f} steps   clock: {plain_time / took:.1f}"
     )
 
 # %% [markdown]
 # The same tokens, always. The same number of calls as `transformers`. And very
-# different gains: where the answer is new text, hardly a guess is right, and each wrong
-# one made its call more expensive. Speculation *loses* there. (The times are from one
-# run, on a machine that may have had other work; the calls are exact. And this small
-# model's summary is a copy, so it gains as much: a better model would gain less.)
+# different gains. "Worth" reckons each guessed token at the cost of section 1: where
+# the answer is new text, hardly a guess is right, each wrong one made its call more
+# expensive, and speculation *loses*. ("Clock" is the time of `generate` divided by
+# ours, in one run on a machine that may have had other work: take it with caution; the
+# calls are exact. And this small model's summary is a copy, so it gains as much: a
+# better model would gain less.)
 #
 # Where in the text do the gains come from?
 
@@ -827,8 +833,6 @@ check(best_k)
 # section 2.
 
 # %%
-cost = (calls[3] / calls[0] - 1) / 7  # a call of 8 against a call of 1
-print(f"one more token costs {cost:.2f} of a step")
 for name, found in rounds.items():
     alpha = share(plain[name][0][0].tolist(), found)
     k = best_k(alpha, cost)
@@ -1033,16 +1037,18 @@ styles = ("-", "-", "--", "-")  # the second copy lies upon the first
 for style, (name, ids) in zip(styles, prompts.items(), strict=True):
     lengths = []
     draft = recorded(adaptive(AdaptiveLength(cost)))
-    (got, calls_made), took = seconds(
-        lambda: speculate_greedy(model, ids, draft, NEW, [EOS])
-    )
-    out, plain_time = plain[name]
-    guessed = [sum(len(x) for _, x in found) for found in (draft.rounds, rounds[name])]
-    print(
-        f"{name:9} same {torch.equal(got, out)}   calls {calls_made:2} (k = 8: "
-        f"{ours[name]:2})   guessed {guessed[0]:2} (k = 8: {guessed[1]:2})   "
-        f"time: {plain_time / took:.1f} times as fast"
-    )
+    got, calls_made = speculate_greedy(model, ids, draft, NEW, [EOS])
+    print(f"{name:9} same tokens {torch.equal(got, plain[name][0])}", end="")
+    for way, made, found in (
+        ("k = 8", ours[name], rounds[name]),
+        ("adaptive", calls_made, draft.rounds),
+    ):
+        guessed = sum(len(guess) for _, guess in found)
+        worth = made + cost * guessed
+        print(
+            f"   {way}: {made:2} calls, {guessed:3} guessed, {worth:2.0f} steps", end=""
+        )
+    print()
     ax.plot(range(1, len(lengths) + 1), lengths, "o", ls=style, label=name)
 ax.set(xlabel="call", ylabel="draft length k", ylim=(0, None))
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -1050,10 +1056,10 @@ plt.show()
 
 # %% [markdown]
 # Where the text is copied the drafts grow, and on open text they shrink to one: fewer
-# tokens are guessed for nothing. It costs a few calls more, in which the length finds
-# its way; in a text of 40 tokens these weigh heavily. No rule wins everywhere: an
-# engine measures on its own traffic. And where hardly a guess is right, the best
-# speculation is none.
+# tokens are guessed for nothing, and what was lost with k = 8 is nearly won back. It
+# costs a few calls more, in which the length finds its way; in a text of 40 tokens
+# these weigh heavily. No rule wins everywhere: an engine measures on its own traffic.
+# And where hardly a guess is right, the best speculation is none.
 #
 # ## Questions
 #
