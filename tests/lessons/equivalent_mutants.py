@@ -29,6 +29,9 @@ NEGATIVE = "numpy takes any negative size for the one that is left"
 ZERO = "then the loop makes no token: only slower"
 ONE = "1 to the power of anything is 1"
 ONE_LEFT = "that dimension has one place"
+FOLLOWS_NOTHING = "the first id of a text follows nothing"
+NOT_LOOKED_UP = "counts for suffixes that are never looked up"
+NOT_THERE = "looks for suffixes that are never counted"
 
 EQUIVALENT = {
     "ask": {
@@ -340,5 +343,40 @@ EQUIVALENT = {
         "(blocks), -1, 20) d → (blocks), -2, 20) d": NEGATIVE,
         "(blocks), -1) → (blocks), -2)": NEGATIVE,
         "[..., 0:2]).view → [..., :2]).view": "the same slice",
+    },
+    "ngram_draft": {
+        "range(n, 0, -1): → range(n, -1, -1):": "0 ids match only in an empty text",
+    },
+    "speculate_greedy": {
+        ".tensor([text], device=ids.device), calls) → .tensor([text]), calls)": (
+            ON_THE_CPU
+        ),
+        "= (ids[0].tolist(), → = (ids[-1].tolist(),": ONE_ROW,
+    },
+    "verify_sampled": {
+        "k, generator=generator, device=p.device) accept = → k, generator=generator) "
+        "accept =": ON_THE_CPU,
+        "= (numbers < ratio).tolist( → = (numbers <= ratio).tolist(": TO_THE_LAST_BIT,
+    },
+    "speculate_sampled": {
+        ".tensor([text], device=ids.device), calls) → .tensor([text]), calls)": (
+            ON_THE_CPU
+        ),
+        ".tensor([fed], device=ids.device) logits, draft_cache → .tensor([fed]) logits, "
+        "draft_cache": ON_THE_CPU,
+        "1], 1).item()) fed = → 1], 1)) fed =": "a tensor of one id works as its number",
+        "temperature).softmax(-1)) guess.append → temperature).softmax(0)) guess.append": (
+            "there is one dimension"
+        ),
+    },
+    "SuffixDraft": {
+        "self.seen else 0 for end in → self.seen else 1 for end in": FOLLOWS_NOTHING,
+        "self.seen else 0 for end in → self.seen else -1 for end in": FOLLOWS_NOTHING,
+        "end) + 1): self.followers → end) + 1 + 1): self.followers": NOT_LOOKED_UP,
+        "end) + 1): self.followers → end) + 2): self.followers": NOT_LOOKED_UP,
+        "size in range(1, min(self. → size in range(0, min(self.": NOT_LOOKED_UP,
+        "sizes = range(min(self.longest, → sizes = range(max(self.longest,": NOT_THERE,
+        "(text)), 0, -1) → (text)), -1, -1)": NOT_THERE,
+        "]] += 1 self.seen = → ]] += 2 self.seen =": "all counts are doubled",
     },
 }
