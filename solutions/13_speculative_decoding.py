@@ -294,9 +294,8 @@ print("kept   ", [tokenizer.decode([x]) for x in kept])
 #
 # By hand: text of 4 tokens, guess of 3, of which 1 is right. The call feeds 7 tokens
 # and keeps 2 new ones (the accepted, and the model's own). The cache holds 7, of which
-# 5 are text: cut
-# 2. The next call feeds the model's own token, which it has not seen yet, and the new
-#    guess.
+# 5 are text: cut 2. The next call feeds the model's own token, which it has not seen
+# yet, and the new guess.
 #
 # <details><summary>Hint 1</summary><code>run</code>, from the first cell, is the call:
 # <code>logits, cache = run(model, tokens, cache, len(guess) + 1)</code>. Then
@@ -571,8 +570,8 @@ print("accepted", f"{torch.minimum(p, q).sum():.2f} of the guesses: Σ min(p, q)
 #
 # By hand: text of 4, k = 2, draft 5, 6. The draft model was fed 4 tokens and then 5;
 # nobody asked what comes after 6, so its cache holds 5 tokens. If only 5 is accepted,
-# followed by the model's own 9, the draft model's cache fits as it is: next it is fed
-# 9. If 6 is accepted, too, followed by 9, it is fed 6, 9. If neither, its cache must
+# followed by the model's own 9, the draft model's cache fits as it is: it is fed 9
+# next. If 6 is accepted, too, followed by 9, it is fed 6, 9. If neither, its cache must
 # lose one.
 #
 # <details><summary>Hint 1</summary><code>cached_step</code> of lesson 07 is a step of
