@@ -25,14 +25,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tiny_models import ScriptedModel, random_gpt2, random_llama, serve
-from tiny_models.engine import (
-    AdditivePenalties,
-    Detokenizer,
-    Prompt,
-    StopStrings,
-    printable,
-    token_bytes,
-)
+from tiny_models.detokenizer import Detokenizer
+from tiny_models.engine.logprobs import printable, token_bytes
+from tiny_models.engine.sampling import AdditivePenalties
+from tiny_models.engine.text import StopStrings
 from tiny_models.server import ChatRequest
 from tiny_models.server.command import allow_more_files, open_to_others, own_address
 from tiny_models.server.idle import IDLE
