@@ -91,6 +91,11 @@ class PrefixCache:
         """How many blocks only the cache refers to."""
         return sum(self._unused(entry) for entry in self._entries.values())
 
+    @property
+    def blocks(self) -> list[int]:
+        """The blocks that the cache knows."""
+        return [entry.block for entry in self._entries.values()]
+
     def match(self, ids: list[int]) -> list[Entry]:
         """The longest known beginning of ids, in whole blocks; refers to each of them.
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from tiny_models.engine.blocks import BlockAllocator, PrefixCache
 from tiny_models.engine.request import Request, State
 
+# Reading makes the steps of those that decode longer: it gets this part of the budget.
+WHILE_OTHERS_DECODE = 4
+
 
 @dataclass
 class Plan:
@@ -21,10 +24,11 @@ class Scheduler:
 
     token_budget: tokens in a step. max_batch: requests that run at once.
 
-    Who came first is served first. Every request that decodes gets its token; what is
-    left of the budget is shared by those whose prompts are being read. Where blocks run
-    out, the request that came last gives back all of its own, and waits to be computed
-    again. The first is never stopped, so each one ends.
+    Who came first is served first. Every request that decodes gets its token. Those
+    whose prompts are being read share what is left of the budget, or a quarter of it
+    where somebody decodes. Where blocks run out, the request that came last gives back
+    all of its own, and waits to be computed again. The first is never stopped, so each
+    one ends.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Scheduler:
         reading = [request for request in self.running if request not in decoding]
         reading.sort(key=lambda request: request.left)
         budget = self.token_budget - len(plan.work)
+        if plan.work:
+            budget = max(1, min(budget, self.token_budget // WHILE_OTHERS_DECODE))
         for done, request in enumerate(reading):
             share = -(-budget // (len(reading) - done))
             if tokens := min(request.left, share):
