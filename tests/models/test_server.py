@@ -1363,6 +1363,34 @@ def test_a_servers_defaults_count_only_where_the_request_says_nothing(model, tok
             serve(model, tokenizer, **wrong)
 
 
+# --- what the server says of itself ---
+
+
+def test_metrics_count_what_was_served(model, tokenizer):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with serve(model, tokenizer) as server:
+        first = chat(server, max_tokens=7, n=2, logit_bias={"2": -100})
+        chat(server, max_tokens=5, logit_bias={"2": 100})
+        url = server.base_url.removesuffix("/v1") + "/metrics"
+        response = httpx.get(url)
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(response.text)
+    got = {
+        (one.name, *one.labels.values()): one.value
+        for family in families
+        for one in family.samples
+    }
+    assert got["generation_tokens_total",] == 14 + 1
+    assert got["prompt_tokens_total",] == 2 * first["usage"]["prompt_tokens"]
+    assert got["requests_total", "length"] == 2
+    assert got["requests_total", "stop"] == 1
+    assert got["time_to_first_token_seconds_count",] == 3
+    assert got["inter_token_latency_seconds_count",] == 12
+    assert got["requests_waiting",] == got["requests_running",] == 0
+    assert got["blocks_used",] == 0
+
+
 # --- starting and stopping ---
 
 

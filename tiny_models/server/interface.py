@@ -49,6 +49,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def metrics(self) -> str:
+        """What the engine does, in Prometheus' text format."""
+        ...
+
     def stop(self) -> None:
         """From now on every answer, begun or not, ends with `shutting_down()`. Called
         from any thread, returns at once."""

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from tiny_models.engine import Engine, Output, Sampling
+from tiny_models.engine.metrics import Metrics
 from tiny_models.server.errors import APIError, shutting_down
 from tiny_models.server.interface import Step
 
@@ -49,6 +50,7 @@ class ModelEngine:
             blocks=-(-(self.context + SPARE) // BLOCK),
             block_size=BLOCK,
         )
+        self._metrics = Metrics(self._engine)
         self._readers: dict[int, _Reader] = {}  # by the engine's request ids
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopped, self._lock = False, threading.Lock()
@@ -112,6 +114,9 @@ class ModelEngine:
         finally:
             self._jobs.put(lambda: self._forget(reader))
 
+    async def metrics(self) -> str:
+        return await self._run(self._metrics.text)
+
     async def _run(self, function, *args):
         """Call function in the engine's thread, between two steps."""
         done: Future = Future()
@@ -158,6 +163,7 @@ class ModelEngine:
                 reader.give(error)
                 self._forget(reader)
             return
+        self._metrics.gave(outputs)
         # Who got nothing is told so, and can look whether its client is still there.
         steps: dict[int, list[Step]] = {request_id: [] for request_id in self._readers}
         for output in outputs:
@@ -168,11 +174,14 @@ class ModelEngine:
     def _add(
         self, prompt_ids: list[int], sampling: Sampling, reader: "_Reader"
     ) -> None:
-        self._readers[self._engine.add(prompt_ids, sampling)] = reader
+        request_id = self._engine.add(prompt_ids, sampling)
+        self._readers[request_id] = reader
+        self._metrics.asked(request_id, len(prompt_ids))
 
     def _forget(self, reader: "_Reader") -> None:
         for request_id in [i for i, one in self._readers.items() if one is reader]:
             self._engine.cancel(request_id)
+            self._metrics.forgot(request_id)
             del self._readers[request_id]
 
 
