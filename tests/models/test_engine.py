@@ -27,6 +27,7 @@ from tiny_models.engine import (
 )
 from tiny_models.engine.invariants import broken
 from tiny_models.engine.memory import groups
+from tiny_models.engine.scheduler import share_budget
 
 torch.set_num_threads(1)
 
@@ -82,6 +83,15 @@ def finish(engine, got=None, steps=2000):
             got.setdefault((output.request_id, output.choice), []).append(output.token)
         assert not broken(engine)
     raise AssertionError(f"not idle after {steps} steps")
+
+
+def run_plan(engine, plan):
+    """The rest of a step that has been scheduled."""
+    engine.scheduler.schedule = lambda: plan
+    try:
+        return engine.step()
+    finally:
+        del engine.scheduler.schedule
 
 
 # --- whatever happens, in whatever order ---
@@ -220,7 +230,7 @@ def test_a_step_has_no_more_tokens_than_the_budget():
     while not engine.idle:
         plan = engine.scheduler.schedule()
         assert sum(tokens for _, tokens in plan.work) <= 8
-        engine._postprocess(plan, engine._run(plan))
+        run_plan(engine, plan)
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one():
@@ -306,13 +316,13 @@ def test_n_answers_read_the_prompt_once_and_copy_a_block_before_they_write():
     engine.add(prompt, sampling(4, 7, n=3))
     plan = engine.scheduler.schedule()
     assert [tokens for _, tokens in plan.work] == [6]
-    engine._postprocess(plan, engine._run(plan))
+    run_plan(engine, plan)
     assert engine.allocator.references(engine.scheduler.running[0].blocks[1]) == 3
     plan = engine.scheduler.schedule()
     assert len(plan.copies) == 2
     last = {request.blocks[1] for request, _ in plan.work}
     assert len(last) == 3
-    engine._postprocess(plan, engine._run(plan))
+    run_plan(engine, plan)
     assert not broken(engine)
 
 
@@ -419,3 +429,18 @@ def test_rows_are_put_together_where_that_pads_with_few_positions():
     assert groups([64, 64]) == [[0, 1]]
     assert groups([1, 34]) == [[0], [1]]
     assert groups([1, 33]) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("left", "budget", "wanted"),
+    [
+        ([9, 9], 6, [3, 3]),
+        ([2, 9], 6, [2, 4]),
+        ([9, 2, 1], 9, [6, 2, 1]),
+        ([3, 1], 9, [3, 1]),
+        ([5, 5, 5], 2, [1, 1, 0]),
+        ([], 4, []),
+    ],
+)
+def test_a_budget_is_shared_and_none_of_it_is_lost(left, budget, wanted):
+    assert share_budget(left, budget) == wanted

@@ -83,31 +83,32 @@ class PrefixCache:
     """
 
     def __init__(self, allocator: BlockAllocator, hash: Callable[[object], int] = hash):
-        self._allocator, self._hash = allocator, hash
-        self._entries: dict[int, Entry] = {}  # the least recently used first
+        self.allocator, self._hash = allocator, hash
+        # By key, the least recently used first.
+        self.entries: dict[int, Entry] = {}
 
     @property
     def cached(self) -> int:
         """How many blocks only the cache refers to."""
-        return sum(self._unused(entry) for entry in self._entries.values())
+        return sum(self.unused(entry) for entry in self.entries.values())
 
     @property
     def blocks(self) -> list[int]:
         """The blocks that the cache knows."""
-        return [entry.block for entry in self._entries.values()]
+        return [entry.block for entry in self.entries.values()]
 
     def match(self, ids: list[int]) -> list[Entry]:
         """The longest known beginning of ids, in whole blocks; refers to each of them.
 
         Never all of ids: the logits of the last token have to be computed.
         """
-        size, found = self._allocator.size, []
+        size, found = self.allocator.size, []
         for start in range(0, (len(ids) - 1) // size * size, size):
             parent = found[-1] if found else None
-            entry = self._find(parent, tuple(ids[start : start + size]))
+            entry = self.find(parent, tuple(ids[start : start + size]))
             if entry is None:
                 break
-            self._allocator.share(entry.block)
+            self.allocator.share(entry.block)
             found.append(entry)
         self.touch(found)
         return found
@@ -120,43 +121,47 @@ class PrefixCache:
         Returns its entry, or that of another block which holds the same. One of
         another text with the same hash makes room.
         """
-        if (same := self._find(parent, tokens)) is not None:
+        if (same := self.find(parent, tokens)) is not None:
             return same
-        entry = Entry(block, tokens, parent, self._key(parent, tokens))
-        if (other := self._entries.get(entry.key)) is not None:
-            self._forget(other)
-        self._allocator.share(block)
-        self._entries[entry.key] = entry
+        entry = Entry(block, tokens, parent, self.key(parent, tokens))
+        if (other := self.entries.get(entry.key)) is not None:
+            self.forget(other)
+        self.allocator.share(block)
+        self.entries[entry.key] = entry
         return entry
 
     def touch(self, chain: list[Entry]) -> None:
         """These were used just now. The end of a text makes room before its beginning,
         without which it cannot be found."""
         for entry in reversed(chain):
-            if self._entries.get(entry.key) is entry:
-                self._entries[entry.key] = self._entries.pop(entry.key)
+            if self.entries.get(entry.key) is entry:
+                self.entries[entry.key] = self.entries.pop(entry.key)
 
     def evict(self) -> bool:
         """Free the block that was not used for the longest time. False: there is none
         to which nobody else refers."""
-        for entry in self._entries.values():
-            if self._unused(entry):
-                self._forget(entry)
+        for entry in self.entries.values():
+            if self.unused(entry):
+                self.forget(entry)
                 return True
         return False
 
-    def _key(self, parent: Entry | None, tokens: tuple[int, ...]) -> int:
+    def key(self, parent: Entry | None, tokens: tuple[int, ...]) -> int:
+        """The hash of these tokens behind all those before."""
         return self._hash((None if parent is None else parent.key, tokens))
 
-    def _find(self, parent: Entry | None, tokens: tuple[int, ...]) -> Entry | None:
-        entry = self._entries.get(self._key(parent, tokens))
+    def find(self, parent: Entry | None, tokens: tuple[int, ...]) -> Entry | None:
+        """The entry of these tokens behind those of parent."""
+        entry = self.entries.get(self.key(parent, tokens))
         if entry is None or entry.tokens != tokens or entry.parent is not parent:
             return None
         return entry
 
-    def _unused(self, entry: Entry) -> bool:
-        return self._allocator.references(entry.block) == 1
+    def unused(self, entry: Entry) -> bool:
+        """Whether only the cache refers to the block."""
+        return self.allocator.references(entry.block) == 1
 
-    def _forget(self, entry: Entry) -> None:
-        del self._entries[entry.key]
-        self._allocator.give_back(entry.block)
+    def forget(self, entry: Entry) -> None:
+        """Give back the cache's reference."""
+        del self.entries[entry.key]
+        self.allocator.give_back(entry.block)

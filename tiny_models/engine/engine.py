@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
+import torch
+
 from tiny_models.engine.blocks import BlockAllocator, PrefixCache
 from tiny_models.engine.memory import KeyValueStore, Row, layer_kinds, run
 from tiny_models.engine.request import Output, Request, State
@@ -24,6 +26,9 @@ class Engine:
     `torch.manual_seed(seed)`. Not for use by several threads at once.
     """
 
+    # The parts of which it is made. Others with the same methods may take their places.
+    BlockAllocator, PrefixCache, Scheduler = BlockAllocator, PrefixCache, Scheduler
+
     def __init__(
         self,
         model,
@@ -37,9 +42,9 @@ class Engine:
         layer_kinds(model.config)
         self._model, self._tokenizer = model, tokenizer
         self._eos_ids = eos_token_ids(model, tokenizer)
-        self.allocator = BlockAllocator(blocks, block_size)
-        self.prefix_cache = PrefixCache(self.allocator)
-        self.scheduler = Scheduler(
+        self.allocator = self.BlockAllocator(blocks, block_size)
+        self.prefix_cache = self.PrefixCache(self.allocator)
+        self.scheduler = self.Scheduler(
             self.allocator, self.prefix_cache, token_budget, max_batch
         )
         self._store = KeyValueStore(blocks, block_size)
@@ -82,8 +87,10 @@ class Engine:
     def step(self) -> list[Output]:
         """Run the model once for all whose turn it is. Returns the new tokens."""
         plan = self.scheduler.schedule()
-        logits = self._run(plan)
-        return self._postprocess(plan, logits)
+        for old, new in plan.copies:
+            self._store.copy(old, new)
+        logits = run(self._model, self._store, self.rows(plan))
+        return self.postprocess(plan, logits)
 
     def _request(
         self, request_id: int, choice: int, ids: list[int], sampling: Sampling
@@ -92,10 +99,9 @@ class Engine:
         writer = Writer(self._tokenizer, self._eos_ids, sampling)
         return Request(request_id, choice, ids, sampling, sampler, writer, len(ids))
 
-    def _run(self, plan: Plan):
-        for old, new in plan.copies:
-            self._store.copy(old, new)
-        rows = [
+    def rows(self, plan: Plan) -> list[Row]:
+        """What the model has to run."""
+        return [
             Row(
                 request.ids[request.computed : request.computed + tokens],
                 request.computed,
@@ -104,19 +110,21 @@ class Engine:
             )
             for request, tokens in plan.work
         ]
-        return run(self._model, self._store, rows)
 
-    def _postprocess(self, plan: Plan, logits) -> list[Output]:
+    def postprocess(
+        self, plan: Plan, logits: list[torch.Tensor | None]
+    ) -> list[Output]:
+        """What has been run is computed. logits: of each row, where wanted."""
         outputs = []
         for (request, tokens), last in zip(plan.work, logits, strict=True):
             request.computed += tokens
-            self._register(request)
+            self.register(request)
             if last is None:
                 continue  # the prompt is not read to its end
-            outputs += [self._sample(one, last) for one in self._fork(request)]
+            outputs += [self.sample(one, last) for one in self.fork(request)]
         return outputs
 
-    def _register(self, request: Request) -> None:
+    def register(self, request: Request) -> None:
         """Make the blocks known that have become full, now that they are written."""
         size = self.allocator.size
         for i in range(len(request.chain), request.computed // size):
@@ -125,7 +133,7 @@ class Engine:
             entry = self.prefix_cache.register(parent, tokens, request.blocks[i])
             request.chain.append(entry)
 
-    def _fork(self, request: Request) -> list[Request]:
+    def fork(self, request: Request) -> list[Request]:
         """The answers that take these logits: all n, when the prompt has been read."""
         answers = self._answers[request.id]
         if request.choice or len(request.ids) > request.prompt_tokens:
@@ -136,8 +144,8 @@ class Engine:
             self.scheduler.fork(request, answers[-1])
         return [one for one in answers if one.state is State.RUNNING]
 
-    def _sample(self, request: Request, logits) -> Output:
-        """logits: (vocab,) float32."""
+    def sample(self, request: Request, logits: torch.Tensor) -> Output:
+        """One token more. logits: (vocab,) float32."""
         new_ids = request.ids[request.prompt_tokens :]
         token = request.sampler.pick(new_ids, logits[None])
         request.ids.append(token)

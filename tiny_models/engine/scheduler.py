@@ -71,7 +71,7 @@ class Scheduler:
             self.waiting.remove(request)
         elif request.state is State.RUNNING:
             self.running.remove(request)
-            self._give_back(request)
+            self.give_back(request)
         request.state = State.FINISHED
 
     def schedule(self) -> Plan:
@@ -79,24 +79,20 @@ class Scheduler:
         plan, before = Plan(), self.preemptions
         decoding = [request for request in self.running if request.left == 1]
         for request in decoding:
-            if request.state is State.RUNNING and self._reserve(request, plan):
+            if request.state is State.RUNNING and self.reserve(request, plan):
                 plan.work.append((request, 1))
         # Whoever was stopped just now would be let in again, for nothing.
         if self.preemptions == before:
-            self._admit()
+            self.admit()
         reading = [request for request in self.running if request not in decoding]
-        reading.sort(key=lambda request: request.left)
         budget = self.token_budget - len(plan.work)
         if plan.work:
             budget = max(1, min(budget, self.token_budget // WHILE_OTHERS_DECODE))
-        for done, request in enumerate(reading):
-            share = -(-budget // (len(reading) - done))
-            if tokens := min(request.left, share):
-                plan.work.append((request, tokens))
-                budget -= tokens
+        shares = share_budget([request.left for request in reading], budget)
+        plan.work += [pair for pair in zip(reading, shares, strict=True) if pair[1]]
         return plan
 
-    def _reserve(self, request: Request, plan: Plan) -> bool:
+    def reserve(self, request: Request, plan: Plan) -> bool:
         """A block of its own for the next token. False: the request was preempted."""
         index = request.computed // self.allocator.size
         while True:
@@ -105,7 +101,7 @@ class Scheduler:
                 return True
             if self.allocator.free or self.prefix_cache.evict():
                 break
-            self._preempt(self.running[-1])
+            self.preempt(self.running[-1])
             if request.state is not State.RUNNING:
                 return False
         block = self.allocator.take()
@@ -117,7 +113,7 @@ class Scheduler:
             plan.copies.append((own, block))
         return True
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
         """Let in whom there is room for, in order."""
         while self.waiting and len(self.running) < self.max_batch:
             request = self.waiting[0]
@@ -143,16 +139,29 @@ class Scheduler:
         request.state = State.RUNNING
         insort(self.running, request, key=lambda r: r.order)
 
-    def _preempt(self, request: Request) -> None:
+    def preempt(self, request: Request) -> None:
         """Stop a request. All of its ids will be computed again, its own tokens too."""
         self.running.remove(request)
-        self._give_back(request)
+        self.give_back(request)
         request.state = State.WAITING
         self.add(request)
         self.preemptions += 1
 
-    def _give_back(self, request: Request) -> None:
+    def give_back(self, request: Request) -> None:
         self.prefix_cache.touch(request.chain)
         for block in request.blocks:
             self.allocator.give_back(block)
         request.blocks, request.chain, request.computed = [], [], 0
+
+
+def share_budget(left: list[int], budget: int) -> list[int]:
+    """Divide a budget of tokens among prompts of which so many are left.
+
+    Who needs less than an equal share gets all; the others share the rest equally.
+    """
+    shares = [0] * len(left)
+    order = sorted(range(len(left)), key=lambda i: left[i])
+    for done, i in enumerate(order):
+        shares[i] = min(left[i], -(-budget // (len(order) - done)))
+        budget -= shares[i]
+    return shares
