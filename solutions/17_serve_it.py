@@ -93,7 +93,7 @@ for many in (1, 8):
 # Here they do not. One request is at its 500th token, another at its third, a third has 20
 # tokens of its prompt to run. That is no obstacle: a row has its own positions, and a mask
 # says what each new token may look at. Decoding in which requests join and leave the batch at
-# any step is called *continuous batching* (Orca, 2022).
+# any step is called *continuous batching*.
 
 # %% [markdown]
 # ### Exercise 17.1 · `mixed_batch`
