@@ -17,6 +17,7 @@
 # and 07.
 
 # %% tags=["setup"]
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
@@ -153,51 +154,6 @@ def mixed_batch(
 check(mixed_batch)
 
 # %% [markdown]
-# What does it bring that requests may join at any step? Eight requests with answers of
-# different lengths, and room for four at once. *Static* batching lets the next four in when
-# the last of the first four has ended.
-
-# %%
-lengths = [12, 3, 25, 6, 9, 20, 4, 14]
-four = {"blocks": 64, "token_budget": 64, "max_batch": 4}
-
-
-def timeline(static):
-    """The steps at which each of the eight requests got a token."""
-    engine, tokens, step = parts.Engine(tiny, tokenizer, **four), {}, 0
-    waiting = list(enumerate(lengths))
-    while waiting or not engine.idle:
-        if engine.idle or not static:
-            for n, length in waiting[: 4 if static else None]:
-                wish = Sampling(length, seed=n, logit_bias={2: -100.0})
-                tokens[engine.add([5 + n, 6, 7], wish)] = []
-            waiting = waiting[4:] if static else []
-        for output in engine.step():
-            tokens[output.request_id].append(step)
-        step += 1
-    return list(tokens.values())
-
-
-# %%
-fig, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True)
-for ax, static in zip(axes, (True, False), strict=True):
-    steps = timeline(static)
-    for n, at in enumerate(steps):
-        ax.barh(n, at[0], color="#DDDDDD", height=0.6)
-        ax.barh(n, len(at), left=at[0], color=figures.BLUE, height=0.6)
-    name = "static" if static else "continuous"
-    first = sum(at[0] for at in steps) / len(steps)
-    total = max(at[-1] for at in steps) + 1
-    ax.set_title(f"{name}: {total} steps, the first token after {first:.1f} on average")
-    ax.set(ylabel="request", yticks=range(8))
-    ax.invert_yaxis()
-axes[1].set_xlabel("step of the engine (grey: waits, blue: gets a token at each step)")
-plt.show()
-
-# %% [markdown]
-# Above, four rows wait for request 2 to end, and two of the second four for request 5. Below,
-# a place that is free is taken at the next step.
-#
 # ## 3. Blocks
 #
 # Each request has a cache that grows. To reserve room for the longest possible answer would
@@ -649,8 +605,8 @@ right = 0
 for request_id, n in asked.items():
     ids = torch.tensor([[5, 6, 7, 8, 9 + n // 2]])
     torch.manual_seed(n)
-    options = {"do_sample": n % 2 == 1, "top_k": 0, "sequence_bias": {(2,): -100.0}}
-    options |= {"attention_mask": torch.ones_like(ids)}
+    options = {"do_sample": True, "top_k": 0} if n % 2 else {"do_sample": False}
+    options |= {"sequence_bias": {(2,): -100.0}, "attention_mask": torch.ones_like(ids)}
     theirs = tiny.generate(ids, max_new_tokens=12, **options)[0, 5:].tolist()
     right += theirs == got[request_id]
 print(f"{right} of 8 as generate, {mine.scheduler.preemptions} preemptions")
@@ -661,6 +617,52 @@ print(f"{right} of 8 as generate, {mine.scheduler.preemptions} preemptions")
 #
 # (Up to rounding, as in lesson 07: a pass for many adds in another order than a pass for one.
 # In float32 that changes a token about never, in bfloat16 now and then.)
+
+# %% [markdown]
+# What does it bring that requests may join the batch at any step? Eight requests with answers of
+# different lengths, and room for four at once. *Static* batching lets the next four in when
+# the last of the first four has ended.
+
+# %%
+lengths = [12, 3, 25, 6, 9, 20, 4, 14]
+four = {"blocks": 64, "token_budget": 64, "max_batch": 4}
+
+
+def timeline(static):
+    """The steps at which each of the eight requests got a token."""
+    engine, tokens, step = Mine(tiny, tokenizer, **four), {}, 0
+    waiting = list(enumerate(lengths))
+    while waiting or not engine.idle:
+        if engine.idle or not static:
+            for n, length in waiting[: 4 if static else None]:
+                wish = Sampling(length, seed=n, logit_bias={2: -100.0})
+                tokens[engine.add([5 + n, 6, 7], wish)] = []
+            waiting = waiting[4:] if static else []
+        for output in engine.step():
+            tokens[output.request_id].append(step)
+        step += 1
+    return list(tokens.values())
+
+
+# %%
+fig, axes = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True)
+for ax, static in zip(axes, (True, False), strict=True):
+    steps = timeline(static)
+    for n, at in enumerate(steps):
+        ax.barh(n, at[0], color="#DDDDDD", height=0.6)
+        ax.barh(n, len(at), left=at[0], color=figures.BLUE, height=0.6)
+    name = "static" if static else "continuous"
+    first = sum(at[0] for at in steps) / len(steps)
+    total = max(at[-1] for at in steps) + 1
+    ax.set_title(f"{name}: {total} steps, the first token after {first:.1f} on average")
+    ax.set(ylabel="request", yticks=range(8))
+    ax.invert_yaxis()
+axes[1].set_xlabel("step of the engine (grey: waits, blue: gets a token at each step)")
+plt.show()
+
+# %% [markdown]
+# Above, requests 4 to 7 wait until request 2, the longest of the first four, has ended. Below,
+# a place that is free is taken at the next step.
 #
 # ## 8. The bug hunt
 #
@@ -729,22 +731,27 @@ check(broken)
 # %% [markdown]
 # ### Exercise 17.8 · `changed_by_company`
 #
-# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 14 lines
+# difficulty ★★★ · importance ★★★ · 25 min · our answer: 22 lines
 #
-# The oracle. Give all requests to one engine, and step until it is idle. Then give each of
-# them to a new engine, alone. Which ones got other tokens?
+# The oracle. Give all requests to one engine, and step until it is idle. Then give each
+# answer to a new engine, alone. Which requests got other tokens?
+#
+# A request with n answers is n requests of one answer each when it is alone: answer i has
+# `n=1` and the seed + i. It counts if any of its answers differs.
 #
 # By hand: of three requests the second got `[4, 9]` in company and `[4, 7]` alone:
 # the result is `[1]`.
 #
 # A broken engine may also crash, or never end. It gets a limit of steps; what has not come
-# until then, or until an exception, is missing. A request with n answers counts once.
+# until then, or until an exception, is missing.
 #
 # <details><summary>Hint 1</summary>Write a function that takes some requests, makes an
 # engine, and returns the tokens of each answer, as a dict with the keys
 # <code>(number of the request, choice)</code>.</details>
 # <details><summary>Hint 2</summary><code>add</code> returns an id, which is another number
 # in another engine: remember which request it belongs to.</details>
+# <details><summary>Hint 3</summary><code>dataclasses.replace(sampling, n=1, seed=seed)</code>
+# makes the sampling of one answer.</details>
 
 
 # %% tags=["exercise"]
@@ -760,22 +767,29 @@ def changed_by_company(
     """
 
     ### BEGIN SOLUTION
-    def tokens_of(numbers):
-        engine, tokens = make_engine(), {n: {} for n in numbers}
+    def tokens_of(requests):
+        engine, tokens = make_engine(), {}
         try:
-            number_of = {engine.add(*asked[n]): n for n in numbers}
+            number_of = {engine.add(*one): n for n, one in enumerate(requests)}
             for _ in range(steps):
                 if engine.idle:
                     break
                 for out in engine.step():
-                    answers = tokens[number_of[out.request_id]]
-                    answers.setdefault(out.choice, []).append(out.token)
+                    answer = number_of[out.request_id], out.choice
+                    tokens.setdefault(answer, []).append(out.token)
         except Exception:
             pass  # what is missing will be noticed
         return tokens
 
-    together = tokens_of(range(len(asked)))
-    return [n for n in together if together[n] != tokens_of([n])[n]]
+    together, changed = tokens_of(asked), []
+    for n, (prompt, sampling) in enumerate(asked):
+        for choice in range(sampling.n):
+            seed = None if sampling.seed is None else sampling.seed + choice
+            one = dataclasses.replace(sampling, n=1, seed=seed)
+            alone = tokens_of([(prompt, one)]).get((0, 0))
+            if together.get((n, choice)) != alone and n not in changed:
+                changed.append(n)
+    return changed
     ### END SOLUTION
 
 
@@ -831,7 +845,6 @@ server = serve_engine(ModelEngine(model, tokenizer, engine=mine))
 client = OpenAI(base_url=server.base_url, api_key="unused")
 question = [{"role": "user", "content": "What is the capital of France?"}]
 print(ask(client, server.model, question, temperature=0, max_tokens=20))
-print("of", mine.allocator.number, "blocks used:", mine.scheduler.running or 0)
 
 # %% [markdown]
 # Eight clients at once, each in a thread, and what the server says of itself while nobody
@@ -855,7 +868,7 @@ print(
 )
 page = httpx.get(server.base_url.removesuffix("/v1") + "/metrics").text
 for line in page.splitlines():
-    if line.startswith(("generation_tokens_total", "blocks", "requests_", "preempt")):
+    if line.startswith(("generation_tokens_total", "blocks", "requests_total")):
         print(line)
 
 # %%

@@ -802,8 +802,8 @@ def test_the_engine_is_left_as_it_is(broken):
 
 
 class Fake:
-    """An engine that answers as it is told: `tell(prompts so far, prompt, choice)`
-    gives the tokens of an answer. One token each at every step."""
+    """An engine that answers as it is told: `tell(company, prompt, seed)` gives the
+    tokens of an answer; company is whether there are other requests."""
 
     def __init__(self, tell, crash=None, endless=False, start=0):
         self.tell, self.crash, self.endless = tell, crash, endless
@@ -813,13 +813,20 @@ class Fake:
         self.asked.append((prompt, sampling))
         return self.start - len(self.asked)  # an id says nothing of the order
 
+    def answers(self):
+        """(request id, choice, tokens) of each, the last first."""
+        found = []
+        for n, (prompt, sampling) in enumerate(self.asked):
+            for choice in range(sampling.n):
+                seed = 0 if sampling.seed is None else sampling.seed + choice
+                company = len(self.asked) > 1 or sampling.n > 1
+                tokens = self.tell(company, prompt[0], seed)
+                found.append((self.start - n - 1, choice, tokens))
+        return found[::-1]
+
     @property
     def idle(self):
-        longest = max(
-            len(self.tell(self.asked, prompt, choice))
-            for prompt, sampling in self.asked
-            for choice in range(sampling.n)
-        )
+        longest = max(len(tokens) for _, _, tokens in self.answers())
         return self.done >= longest and not self.endless
 
     def step(self):
@@ -827,26 +834,22 @@ class Fake:
         if self.steps == self.crash:
             raise RuntimeError("out of memory")
         outputs = [
-            parts.Output(self.start - n - 1, choice, tokens[self.done], "", [], None)
-            for n, (prompt, sampling) in reversed([*enumerate(self.asked)])
-            for choice in reversed(range(sampling.n))
-            if self.done < len(tokens := self.tell(self.asked, prompt, choice))
+            parts.Output(number, choice, tokens[self.done], "", [], None)
+            for number, choice, tokens in self.answers()
+            if self.done < len(tokens)
         ]
         self.done += 1
         return outputs
 
 
-def three(n=1):
-    return [([number], parts.Sampling(3, seed=0, n=n)) for number in (5, 6, 7)]
+def three(n=1, seed=0):
+    return [([x], parts.Sampling(3, seed=seed, n=n)) for x in (5, 6, 7)]
 
 
 @pytest.mark.parametrize("changed", [[], [1], [0, 2], [0, 1, 2]])
 def test_company_worked_by_hand(changed_by_company, changed):
-    def tell(asked, prompt, choice):
-        alone = [prompt[0] + 10, 4, 7]
-        if len(asked) > 1 and prompt[0] - 5 in changed:
-            return [*alone[:2], 9]
-        return alone
+    def tell(company, prompt, seed):
+        return [prompt + 10, 4, 9 if company and prompt - 5 in changed else 7]
 
     made = []
 
@@ -862,24 +865,41 @@ def test_company_worked_by_hand(changed_by_company, changed):
         f"three requests need an engine for all and one for each; yours were given "
         f"{sizes} requests"
     )
+    steps = [engine.steps for engine in made]
+    assert set(steps) == {3}, (
+        f"{call}: each is idle after 3 steps, and yours did {steps}: stop there"
+    )
+
+
+def test_greedy_requests_have_no_seed(changed_by_company):
+    def tell(company, prompt, seed):
+        return [prompt + 10, 9 if company and prompt == 6 else 7]
+
+    got = changed_by_company(lambda: Fake(tell), three(seed=None))
+    call = "changed_by_company of requests without a seed, where request 1 changes"
+    expect.value(got, [1], call)
 
 
 def test_any_of_n_answers_counts_and_the_request_counts_once(changed_by_company):
-    for bad in ([0], [1], [0, 1]):
+    for bad in ([], [3], [4], [3, 4]):
 
-        def tell(asked, prompt, choice, bad=bad):
-            other = len(asked) > 1 and prompt == [6] and choice in bad
-            return [4, 8] if other else [4, 7 + 10 * choice]
+        def tell(company, prompt, seed, bad=bad):
+            return [4, 7 + seed + 10 * (company and prompt == 6 and seed in bad)]
 
-        got = changed_by_company(lambda tell=tell: Fake(tell), three(n=2))
-        call = f"changed_by_company, where answers {bad} of request 1 change"
-        expect.value(got, [1], call)
+        asked = three(n=2, seed=3)
+        got = changed_by_company(lambda tell=tell: Fake(tell), asked)
+        call = (
+            "changed_by_company of requests with n=2 and seed=3, where the answers "
+            f"with the seeds {bad} of request 1 change"
+        )
+        expect.value(got, [1] if bad else [], call)
+        wanted = three(n=2, seed=3)
+        assert asked == wanted, f"{call}: what was asked is {asked} afterwards"
 
 
 def test_what_is_missing_counts(changed_by_company):
-    def tell(asked, prompt, choice):
-        short = len(asked) > 1 and prompt == [7]
-        return [4, 7] if short else [4, 7, 9]
+    def tell(company, prompt, seed):
+        return [4, 7] if company and prompt == 7 else [4, 7, 9]
 
     got = changed_by_company(lambda: Fake(tell), three())
     call = "changed_by_company, where request 2 gets two of three tokens in company"
@@ -887,8 +907,8 @@ def test_what_is_missing_counts(changed_by_company):
 
 
 def test_a_crash_is_a_change_for_all_that_have_not_ended(changed_by_company):
-    def tell(asked, prompt, choice):
-        return [4] if prompt == [5] else [4, 7, 9]
+    def tell(company, prompt, seed):
+        return [4] if prompt == 5 else [4, 7, 9]
 
     def make():
         made.append(Fake(tell, crash=None if made else 3))
@@ -904,19 +924,21 @@ def test_an_engine_without_an_end_is_left_alone(changed_by_company):
     made = []
 
     def make():
-        made.append(Fake(lambda asked, prompt, choice: [4, 7, 9], endless=True))
+        made.append(Fake(lambda company, prompt, seed: [4, 7, 9], endless=True))
         return made[-1]
 
-    got = changed_by_company(make, three(), steps=5)
-    call = "changed_by_company with steps=5, where no engine is ever idle"
-    expect.value(got, [], call, "All tokens were the same.")
-    steps = [engine.steps for engine in made]
-    assert set(steps) == {5}, f"{call}: the engines did {steps} steps"
+    for options, limit in (({"steps": 5}, 5), ({}, 500)):
+        made.clear()
+        got = changed_by_company(make, three(), **options)
+        call = f"changed_by_company with steps={limit}, where no engine is ever idle"
+        expect.value(got, [], call, "All tokens were the same.")
+        steps = [engine.steps for engine in made]
+        assert set(steps) == {limit}, f"{call}: the engines did {steps} steps"
 
 
 def test_a_real_engine_is_right_and_a_bug_is_found(changed_by_company):
     model, tokenizer = random_llama(), toy_tokenizer()
-    for kind, wanted in ((parts.Engine, False), (planted.Early, True)):
+    for kind, wanted in ((parts.Engine, False), (planted.Shared, True)):
         got = changed_by_company(
             lambda kind=kind: planted.make(kind, model, tokenizer), planted.traffic()
         )
