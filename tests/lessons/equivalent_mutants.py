@@ -25,6 +25,10 @@ LAST = "after the last step no beam runs, so the search is over"
 OFF = "0 times a finite cost is 0: only slower"
 ONE = "1 to the power of anything is 1"
 
+SAME = "the text of the mutant is that of the answer"
+AS_LONG = "there are as many logits as rows"
+WORDS = "the words of a sentence are the author's; its numbers are checked"
+
 EQUIVALENT = {
     "ask": {
         "0].message.content or '' → 0].message.content": NULL,
@@ -258,5 +262,29 @@ EQUIVALENT = {
         ":, -1].float() logprobs = logits → :, -1] logprobs = logits": SINGLE,
         "= (beam[0], token[0 → = (beam[-1], token[0": "there is one prompt",
         "0], token[0]) groups[g → 0], token[-1]) groups[g": "there is one prompt",
+    },
+    "PrefixCache": {
+        "entry return entry → entry return entry": SAME,
+    },
+    "share_budget": {
+        "shares = [0] * len( → shares = [1] * len(": "each place is filled later",
+        "shares = [0] * len( → shares = [-1] * len(": "each place is filled later",
+    },
+    "Scheduler": {
+        "preemptions += 1 → preemptions += 1": SAME,
+    },
+    "Engine": {
+        "plan.work, logits, strict=True): request.computed → plan.work, logits): request.computed": AS_LONG,
+        "logits, strict=True): request.computed → logits, strict=False): request.computed": AS_LONG,
+    },
+    "broken": {
+        "} holders and {counted} references' → } holders and x{counted} references'": WORDS,
+        "and {counted} references' found.append( → and {counted} referencesx' found.append(": WORDS,
+        "append(f'block {block} has → append(f'block x{block} has": WORDS,
+        "{block} has {held}') → {block} has x{held}')": WORDS,
+        "append(f'request {request.id} → append(f'request x{request.id}": WORDS,
+        "nothing left to compute') for request → nothing left to computex') for request": WORDS,
+        "append(f'request {request.id} → append(f'request x{request.id} (no. 2)": WORDS,
+        "} waits with {request.blocks}' → } waits with x{request.blocks}'": WORDS,
     },
 }

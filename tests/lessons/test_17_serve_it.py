@@ -803,7 +803,8 @@ def test_the_engine_is_left_as_it_is(broken):
 
 class Fake:
     """An engine that answers as it is told: `tell(company, prompt, seed)` gives the
-    tokens of an answer; company is whether there are other requests."""
+    tokens of an answer; company is whether there are other requests. In company it
+    crashes at the step `crash`."""
 
     def __init__(self, tell, crash=None, endless=False, start=0):
         self.tell, self.crash, self.endless = tell, crash, endless
@@ -831,7 +832,7 @@ class Fake:
 
     def step(self):
         self.steps += 1
-        if self.steps == self.crash:
+        if self.steps == self.crash and len(self.asked) > 1:
             raise RuntimeError("out of memory")
         outputs = [
             parts.Output(number, choice, tokens[self.done], "", [], None)
@@ -910,12 +911,7 @@ def test_a_crash_is_a_change_for_all_that_have_not_ended(changed_by_company):
     def tell(company, prompt, seed):
         return [4] if prompt == 5 else [4, 7, 9]
 
-    def make():
-        made.append(Fake(tell, crash=None if made else 3))
-        return made[-1]
-
-    made = []
-    got = changed_by_company(make, three())
+    got = changed_by_company(lambda: Fake(tell, crash=3), three())
     call = "changed_by_company, where the engine for all crashes at its third step"
     expect.value(got, [1, 2], call, "Request 0 had its only token before.")
 

@@ -478,7 +478,7 @@ class KeepsItsTable(Queue):
         self.preemptions += 1
 
 
-@wrong("Scheduler", "test_several_are_stopped_if_one_is_not_enough", "no block is free")
+@wrong("Scheduler", "test_several_are_stopped_if_one_is_not_enough", "are in use")
 class StopsOnlyOne(Queue):
     """`if` instead of a loop."""
 
@@ -537,7 +537,7 @@ class LateByOne(Served):
         return [dataclasses.replace(row, computed=row.computed + 1) for row in rows]
 
 
-@wrong("Engine", ROWS, "should be a Row")
+@wrong("Engine", ROWS, "should return a Row")
 class Tuples(Served):
     """Tuples of the same values."""
 
