@@ -13,7 +13,7 @@
 # bookkeeping you wrote, and does not notice.**
 #
 # You write: `mixed_batch`, `BlockAllocator`, `PrefixCache`, `share_budget`, `Scheduler`,
-# `Engine`, `broken` and `changed_by_company`. About 150 minutes. Builds on lessons 01, 05
+# `Engine`, `broken` and `changed_by_company`. About 160 minutes. Builds on lessons 01, 05
 # and 07.
 
 # %% tags=["setup"]
