@@ -722,7 +722,7 @@ def test_an_engine_in_order_is_not_accused(broken):
         call = f"broken of an engine in order, after step {step}"
         got = sentences(broken(engine), call)
         assert not got, f"{call}: {got[0]}"
-    assert engine.idle
+    assert engine.idle, "after 70 steps the engine of this check is still at work"
 
 
 def accused(broken, engine, number, call):

@@ -716,7 +716,7 @@ def the_ids_of_the_engine(make_engine, asked, steps=500):
     return [ids[n] for n in changed_of(make_engine, asked, steps)]
 
 
-@wrong("changed_by_company", ANY, "should give")
+@wrong("changed_by_company", ANY, "where the answers with the seeds")
 def with_its_twins(make_engine, asked, steps=500):
     """n answers are asked for together when the request is alone."""
     together = tokens_of(make_engine, asked, steps)
@@ -729,14 +729,14 @@ def with_its_twins(make_engine, asked, steps=500):
     return changed
 
 
-@wrong("changed_by_company", ANY, "should give")
+@wrong("changed_by_company", ANY, "where the answers with the seeds")
 def the_first_answer_alone(make_engine, asked, steps=500):
     """Answers 1 to n - 1 are not compared."""
     single = [(ids, dataclasses.replace(one, n=1)) for ids, one in asked]
     return changed_of(make_engine, single, steps)
 
 
-@wrong("changed_by_company", ANY, "should give")
+@wrong("changed_by_company", ANY, "where the answers with the seeds")
 def once_for_each_answer(make_engine, asked, steps=500):
     """A request is named twice if two of its answers differ."""
     changed = changed_of(make_engine, asked, steps)
