@@ -654,7 +654,7 @@ for ax, static in zip(axes, (True, False), strict=True):
     name = "static" if static else "continuous"
     first = sum(at[0] for at in steps) / len(steps)
     total = max(at[-1] for at in steps) + 1
-    ax.set_title(f"{name}: {total} steps, the first token after {first:.1f} on average")
+    ax.set_title(f"{name}: {total} steps, the first token after {first:.1f} steps")
     ax.set(ylabel="request", yticks=range(8))
     ax.invert_yaxis()
 axes[1].set_xlabel("step of the engine (grey: waits, blue: gets a token at each step)")
@@ -666,8 +666,9 @@ plt.show()
 #
 # ## 8. The bug hunt
 #
-# `planted.PLANTED` holds nine engines. Each has one bug that was in the history of an engine
-# that people use, or stood in the way of one; all of them run, and give sensible text on a good day:
+# `planted.PLANTED` holds twelve engines with one bug each. Seven bugs were in engines that
+# people use: the repository and the change that mended them stand in brackets. Five break
+# rules that such engines keep. All of them run, and on a good day the text is right:
 
 # %% tags=["nbval-check-output"]
 for n, told in enumerate(planted.PLANTED):
@@ -797,7 +798,7 @@ def changed_by_company(
 check(changed_by_company)
 
 # %% [markdown]
-# Both, on all nine, and on yours. The traffic: prompts that begin alike, one that comes
+# Both, on all twelve, and on yours. The traffic: prompts that begin alike, one that comes
 # again, several answers, too few blocks; for `broken` one client hangs up.
 
 

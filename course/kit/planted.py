@@ -1,4 +1,5 @@
-"""Engines with a bug: each was in the history of an engine that people use.
+"""Engines with a bug. Seven are those of engines that people use, named with the commit
+that mended it or the request to; five break a rule that such engines state.
 
 `PLANTED` maps the sentence on a bug to an `Engine` that has it and is right otherwise.
 `make(kind)` builds one that is small enough for a bug to show.
@@ -17,19 +18,47 @@ def make(kind, model, tokenizer, **settings):
 
 
 class LateDecode(right.Engine):
-    """A decode step stands one place before its own (nano-vllm, mended in f5b4840)."""
+    """A decode step stands one place behind its own (nano-vllm, f5b4840)."""
 
-    def rows(self, plan):
-        return [
-            Row(row.ids, row.computed - 1, row.blocks, row.wanted)
-            if len(row.ids) == 1 and row.computed
-            else row
-            for row in super().rows(plan)
-        ]
+    def __init__(self, model, tokenizer, **settings):
+        super().__init__(_LateModel(model), tokenizer, **settings)
+
+
+class _LateModel:
+    """A model that is told wrong positions where each row has one new token."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __call__(self, position_ids, **inputs):
+        late = position_ids.shape[1] == 1
+        return self._model(position_ids=position_ids + late, **inputs)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+
+class Overcounted(right.Engine):
+    """Tokens of a known beginning are counted as run, too (nano-vllm, 77dd709)."""
+
+    class Scheduler(right.Scheduler):
+        def admit(self):
+            before = set(map(id, self.running))
+            super().admit()
+            self.new = [one for one in self.running if id(one) not in before]
+
+        def schedule(self):
+            self.new = []
+            plan = super().schedule()
+            plan.work = [
+                (one, tokens + one.computed * (one in self.new))
+                for one, tokens in plan.work
+            ]
+            return plan
 
 
 class Unlocked(right.Engine):
-    """A block found in the prefix cache is not counted (mini-sglang, 8827b0f)."""
+    """What is found in the prefix cache is not counted (mini-sglang, 61acfdc)."""
 
     class PrefixCache(right.PrefixCache):
         def match(self, ids):
@@ -37,6 +66,27 @@ class Unlocked(right.Engine):
             for entry in found:
                 self.allocator.give_back(entry.block)
             return found
+
+
+class LastUnlocked(right.Engine):
+    """All that is found is counted, but for the last block (mini-sglang, 8827b0f)."""
+
+    class PrefixCache(right.PrefixCache):
+        def match(self, ids):
+            found = super().match(ids)
+            for entry in found[-1:]:
+                self.allocator.give_back(entry.block)
+            return found
+
+
+class Aliased(right.Engine):
+    """A table is kept without a copy of it (mini-sglang, 94fe255)."""
+
+    class Scheduler(right.Scheduler):
+        def fork(self, request, copy):
+            super().fork(request, copy)
+            if copy.blocks:
+                copy.blocks = request.blocks
 
 
 class Believing(right.Engine):
@@ -120,13 +170,16 @@ PLANTED = {
     " ".join(kind.__doc__.split()): kind
     for kind in (
         LateDecode,
+        Overcounted,
         Unlocked,
-        Believing,
-        Early,
+        LastUnlocked,
+        Aliased,
         PromptOnly,
         FreedTwice,
-        Leaking,
+        Believing,
+        Early,
         WholePrompt,
+        Leaking,
         Shared,
     )
 }
