@@ -33,6 +33,10 @@ FOLLOWS_NOTHING = "the first id of a text follows nothing"
 NOT_LOOKED_UP = "counts for suffixes that are never looked up"
 NOT_THERE = "looks for suffixes that are never counted"
 
+SAME = "the text of the mutant is that of the answer"
+AS_LONG = "there are as many logits as rows"
+WORDS = "the words of a sentence are the author's; its numbers are checked"
+
 EQUIVALENT = {
     "ask": {
         "0].message.content or '' → 0].message.content": NULL,
@@ -378,5 +382,29 @@ EQUIVALENT = {
         "sizes = range(min(self.longest, → sizes = range(max(self.longest,": NOT_THERE,
         "(text)), 0, -1) → (text)), -1, -1)": NOT_THERE,
         "]] += 1 self.seen = → ]] += 2 self.seen =": "all counts are doubled",
+    },
+    "PrefixCache": {
+        "entry return entry → entry return entry": SAME,
+    },
+    "share_budget": {
+        "shares = [0] * len( → shares = [1] * len(": "each place is filled later",
+        "shares = [0] * len( → shares = [-1] * len(": "each place is filled later",
+    },
+    "Scheduler": {
+        "preemptions += 1 → preemptions += 1": SAME,
+    },
+    "Engine": {
+        "plan.work, logits, strict=True): request.computed → plan.work, logits): request.computed": AS_LONG,
+        "logits, strict=True): request.computed → logits, strict=False): request.computed": AS_LONG,
+    },
+    "broken": {
+        "} holders and {counted} references' → } holders and x{counted} references'": WORDS,
+        "and {counted} references' found.append( → and {counted} referencesx' found.append(": WORDS,
+        "append(f'block {block} has → append(f'block x{block} has": WORDS,
+        "{block} has {held}') → {block} has x{held}')": WORDS,
+        "append(f'request {request.id} → append(f'request x{request.id}": WORDS,
+        "nothing left to compute') for request → nothing left to computex') for request": WORDS,
+        "append(f'request {request.id} → append(f'request x{request.id} (no. 2)": WORDS,
+        "} waits with {request.blocks}' → } waits with x{request.blocks}'": WORDS,
     },
 }

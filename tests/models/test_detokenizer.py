@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tiny_models.engine import Detokenizer
+from tiny_models.detokenizer import Detokenizer
 from tiny_models.toy_tokenizer import byte_fallback_tokenizer, toy_tokenizer
 
 BYTE = 3  # the id of byte 0, in both vocabularies

@@ -20,8 +20,9 @@ from tiny_models.server.guards import BodyLimit, LocalHostsOnly, OneForm, Reques
 from tiny_models.server.interface import Engine
 from tiny_models.server.openapi import describe
 from tiny_models.server.request import ChatRequest
-from tiny_models.server.sampling import conversation, samplings
+from tiny_models.server.sampling import conversation, sampling
 
+METRICS = "text/plain; version=0.0.4"  # Prometheus' text format
 ROUTES = "GET /v1/models, GET /v1/models/{model}, POST /v1/chat/completions"
 # Other ways of the API to ask a model, and how clients are told not to go them.
 INSTEAD = {
@@ -85,6 +86,11 @@ def build_app(
     for path in ("/", "/v1", "/health"):
         app.add_api_route(path, hello, methods=["GET", "HEAD"], include_in_schema=False)
 
+    async def metrics() -> Response:
+        return PlainTextResponse(await engine.metrics(), media_type=METRICS)
+
+    app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
+
     @app.get("/v1/models")
     async def list_models() -> dict:
         return {"object": "list", "data": [model_card()]}
@@ -98,7 +104,7 @@ def build_app(
     async def chat_completions(request: Request, chat: ChatRequest) -> Response:
         known_model(chat.model)
         prompt_ids = await engine.prompt_ids(conversation(chat))
-        wanted = samplings(chat, engine, len(prompt_ids), defaults or {})
+        wanted = sampling(chat, engine, len(prompt_ids), defaults or {})
         steps = engine.answer(prompt_ids, wanted)
         answer = Answer(request, chat, steps, len(prompt_ids))
         if not chat.stream:

@@ -41,14 +41,16 @@ class Engine(Protocol):
         """The messages (role, content, perhaps name) through the chat template."""
         ...
 
-    def answer(
-        self, prompt_ids: list[int], samplings: list[Sampling]
-    ) -> AsyncIterator[Step]:
-        """One choice for each Sampling, until all have finished.
+    def answer(self, prompt_ids: list[int], sampling: Sampling) -> AsyncIterator[Step]:
+        """The sampling's n choices, until all have finished.
 
         An async generator: the client has gone when it is closed, or cancelled where
         it awaits. It need not run ahead of its reader.
         """
+        ...
+
+    async def metrics(self) -> str:
+        """What the engine does, in Prometheus' text format."""
         ...
 
     def stop(self) -> None:

@@ -19,13 +19,13 @@ def conversation(chat: ChatRequest) -> list[dict[str, str]]:
     ]
 
 
-def samplings(
+def sampling(
     chat: ChatRequest,
     engine: Engine,
     prompt_tokens: int,
     defaults: dict[str, float],
-) -> list[Sampling]:
-    """One Sampling a choice. defaults: for fields that the request has not given.
+) -> Sampling:
+    """What is asked for. defaults: for fields that the request has not given.
 
     Raises APIError where fields contradict each other or the model; a field alone has
     been checked by then.
@@ -83,18 +83,16 @@ def samplings(
             param=wanted[0] if wanted and left >= 1 else "messages",
             code="context_length_exceeded",
         )
-    return [
-        Sampling(
-            max_tokens=max_tokens,
-            temperature=given("temperature"),
-            top_p=given("top_p"),
-            top_k=chat.top_k,
-            seed=None if chat.seed is None else chat.seed + i,
-            stop=tuple(chat.stop),
-            top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
-            logit_bias={int(token): bias for token, bias in chat.logit_bias.items()},
-            frequency_penalty=chat.frequency_penalty,
-            presence_penalty=chat.presence_penalty,
-        )
-        for i in range(chat.n)
-    ]
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=given("temperature"),
+        top_p=given("top_p"),
+        top_k=chat.top_k,
+        seed=chat.seed,
+        stop=tuple(chat.stop),
+        top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
+        logit_bias={int(token): bias for token, bias in chat.logit_bias.items()},
+        frequency_penalty=chat.frequency_penalty,
+        presence_penalty=chat.presence_penalty,
+        n=chat.n,
+    )
