@@ -32,15 +32,15 @@ class Parrot:
         self.messages.append(messages)
         return list("".join(m["content"] for m in messages).encode())
 
-    async def answer(self, prompt_ids, samplings):
-        self.samplings.append(samplings)
+    async def answer(self, prompt_ids, sampling):
+        self.samplings.append(sampling)
         text = bytes(prompt_ids).decode()
         if text == "refuse":
             raise APIError("Parrots do not refuse.", status=418, code="teapot")
         if text == "crash":
             raise ZeroDivisionError("feathers")
         try:
-            for choice, _ in enumerate(samplings):
+            for choice in range(sampling.n):
                 yield Step(choice=choice)  # at work
                 while text == "forever":
                     if self.stopped.is_set():
@@ -55,6 +55,9 @@ class Parrot:
         except (GeneratorExit, asyncio.CancelledError):
             self.hung_up.set()
             raise
+
+    async def metrics(self):
+        return "parrot_words_total 3\n"
 
     def stop(self):
         self.calls.append("stop")
@@ -90,11 +93,9 @@ def test_its_steps_become_a_whole_answer(server, parrot):
         "total_tokens": 22,
     }
     assert parrot.messages == [HI]
-    (samplings,) = parrot.samplings
-    assert [(s.seed, s.top_k, s.stop, s.max_tokens) for s in samplings] == [
-        (5, 3, ("x",), 30),
-        (6, 3, ("x",), 30),
-    ]
+    (asked,) = parrot.samplings
+    wanted = (2, 5, 3, ("x",), 30)
+    assert (asked.n, asked.seed, asked.top_k, asked.stop, asked.max_tokens) == wanted
 
 
 def test_its_steps_become_a_stream_for_a_real_client(server):
@@ -108,9 +109,14 @@ def test_its_steps_become_a_stream_for_a_real_client(server):
     assert [x.finish_reason for x in deltas] == [None, None, None, "stop"]
 
 
+def test_its_metrics_are_served_as_they_are(server):
+    answer = httpx.get(server.base_url.removesuffix("/v1") + "/metrics", timeout=20)
+    assert (answer.status_code, answer.text) == (200, "parrot_words_total 3\n")
+
+
 def test_its_context_and_its_vocabulary_bound_what_is_asked_for(server, parrot):
     post(server)
-    assert parrot.samplings.pop()[0].max_tokens == 50 - 8, "all that is left"
+    assert parrot.samplings.pop().max_tokens == 50 - 8, "all that is left"
     for fields, code, said in (
         ({"max_tokens": 43}, "context_length_exceeded", "holds 50 tokens"),
         ({"logit_bias": {"256": 1}}, "invalid_value", "from 0 to 255"),
