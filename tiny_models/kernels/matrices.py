@@ -272,38 +272,52 @@ def _plain_tile_of(w, layer, i, x, y):
     return kinds[w.instance_class.__name__]
 
 
+# Each block has a sum of its own: a chain of hundreds of additions rounds more.
+
+
 def _plain_q4(w, layer, i, x, y):
     y[:] = np.float32(0)
     scale, least = np.empty(R, np.float32), np.empty(R, np.float32)
+    part = np.empty(R, np.float32)
     for block in range(w.q.shape[2]):
         q, d, m = w.q[layer, i, block], w.d[layer, i, block], w.m[layer, i, block]
         for r in range(R):
-            scale[r], least[r] = half(d[r]), half(m[r])
+            scale[r], least[r], part[r] = half(d[r]), half(m[r]), np.float32(0)
         for j in range(16):
             one, other = x[block * 32 + j], x[block * 32 + j + 16]
             for r in range(R):
                 low_bits = np.float32(np.uint8(q[j, r] & 15))
                 high_bits = np.float32(np.uint8(q[j, r] >> 4))
-                y[r] += (scale[r] * low_bits + least[r]) * one
-                y[r] += (scale[r] * high_bits + least[r]) * other
+                part[r] += (scale[r] * low_bits + least[r]) * one
+                part[r] += (scale[r] * high_bits + least[r]) * other
+        for r in range(R):
+            y[r] += part[r]
 
 
 def _plain_q8(w, layer, i, x, y):
     y[:] = np.float32(0)
-    scale = np.empty(R, np.float32)
+    scale, part = np.empty(R, np.float32), np.empty(R, np.float32)
     for block in range(w.q.shape[2]):
         q, d = w.q[layer, i, block], w.d[layer, i, block]
         for r in range(R):
-            scale[r] = half(d[r])
+            scale[r], part[r] = half(d[r]), np.float32(0)
         for j in range(32):
             one = x[block * 32 + j]
             for r in range(R):
-                y[r] += scale[r] * np.float32(q[j, r]) * one
+                part[r] += scale[r] * np.float32(q[j, r]) * one
+        for r in range(R):
+            y[r] += part[r]
 
 
 def _plain_f32(w, layer, i, x, y):
     y[:] = np.float32(0)
-    for j in range(w.w.shape[2]):
+    part = np.zeros(R, np.float32)
+    columns = w.w.shape[2]
+    for j in range(columns):
         column = w.w[layer, i, j]
         for r in range(R):
-            y[r] += column[r] * x[j]
+            part[r] += column[r] * x[j]
+        if j % 32 == 31 or j == columns - 1:
+            for r in range(R):
+                y[r] += part[r]
+                part[r] = np.float32(0)
