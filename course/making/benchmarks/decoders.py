@@ -75,6 +75,8 @@ def transformers(threads):
     torch.set_num_threads(threads)
     model, _ = load(NAME)
     model = model.cpu()
+    # No text ends early: min_new_tokens would ban an EOS that the others write.
+    model.generation_config.eos_token_id = None
 
     class Stamps(BaseStreamer):
         def __init__(self):
@@ -92,7 +94,6 @@ def transformers(threads):
         out = model.generate(
             x,
             attention_mask=torch.ones_like(x),
-            min_new_tokens=new,
             max_new_tokens=new,
             do_sample=False,
             **options,
