@@ -1,0 +1,824 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12 · Constrained decoding
+#
+# **After this lesson you can force any format that a regular expression or a JSON schema
+# describes, as fast as a server does it, and you know what that does to the distribution.**
+#
+# You write: `choice_mask`, `accepts_empty`, `derive`, `Automaton`, `token_mask`, `TokenTrie`,
+# `constrained_decode`, `schema_to_regex`, `forced_bytes` and `true_conditional`. About 180
+# minutes. Builds on lesson 07: its `cached_step` comes along in the first cell.
+
+# %% tags=["setup"]
+import itertools
+import json
+import re
+from collections.abc import Callable
+
+import torch
+
+from course import carry
+from tiny_models.grammar import (
+    EMPTY,
+    NOTHING,
+    Either,
+    Empty,
+    Many,
+    OneOf,
+    Regex,
+    Then,
+    either,
+    many,
+    parse,
+    show,
+    then,
+    token_bytes,
+)
+
+cached_step = carry("cached_step")
+pick_greedy = carry("pick_greedy")
+pick_sample = carry("pick_sample")
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+
+from course import check
+from course.kit import figures
+from tiny_models import load
+
+model, tokenizer = load()
+eos_id = tokenizer.eos_token_id
+
+
+def chat(question):
+    """The ids (1, seq) of a chat prompt."""
+    messages = [{"role": "user", "content": question}]
+    options = {"add_generation_prompt": True, "return_tensors": "pt"}
+    return tokenizer.apply_chat_template(messages, **options).input_ids.to(model.device)
+
+
+# %% [markdown]
+# ## 1. A list of choices
+#
+# A program asks a model to sort texts into three drawers.
+
+# %% tags=["nbval-check-output"]
+reviews = (
+    "The battery died after two days.",
+    "I bought a second one for my sister.",
+    "It arrived on Tuesday.",
+)
+question = "Is this review positive, negative or neutral? Answer with one word.\n\n"
+for review in reviews:
+    ids = chat(question + review)
+    out = model.generate(ids, max_new_tokens=12, do_sample=False)
+    print(repr(tokenizer.decode(out[0, ids.shape[1] :])))
+
+# %% [markdown]
+# A program cannot use that. Asking more firmly helps sometimes. Something else helps always:
+# take away every token that leads elsewhere. At each step the logits of tokens that are not
+# allowed become `-inf`, as in lesson 04; what is allowed depends on the text so far.
+
+# %% [markdown]
+# ### Exercise 12.1 · `choice_mask`
+#
+# difficulty ★☆☆ · importance ★★☆ · 10 min · our answer: 6 lines
+#
+# The choices are lists of token ids. `new_ids` are the tokens since the prompt. A token is
+# allowed if it continues one of the choices that begin with `new_ids`. The end of text is
+# allowed exactly where `new_ids` is a whole choice. Where no choice fits, nothing is allowed.
+#
+# By hand: choices `[[5, 7], [5, 7, 2], [6]]`, EOS 0, vocabulary 8. After `[]` the tokens 5 and
+# 6 are allowed; after `[5]` it is 7; after `[5, 7]` both 2 and EOS; after `[6]` EOS; after
+# `[7]` nothing.
+#
+# <details><summary>Hint 1</summary>A choice fits if <code>choice[: len(new_ids)] ==
+# new_ids</code>.</details>
+# <details><summary>Hint 2</summary>What comes next in it is
+# <code>choice[len(new_ids)]</code>, or EOS where there is no such place.</details>
+
+
+# %% tags=["exercise"]
+def choice_mask(
+    choices: list[list[int]], new_ids: list[int], eos_id: int, vocab_size: int
+) -> torch.Tensor:
+    """The tokens that may come next, so that the text becomes one of the choices.
+
+    choices: token ids, without EOS. new_ids: the tokens so far, without the prompt.
+    Returns (vocab_size,) bool, True where a token is allowed.
+    """
+    ### BEGIN SOLUTION
+    mask = torch.zeros(vocab_size, dtype=torch.bool)
+    n = len(new_ids)
+    for choice in choices:
+        if choice[:n] == new_ids:
+            mask[choice[n] if n < len(choice) else eos_id] = True
+    return mask
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(choice_mask)
+
+
+# %% tags=["nbval-check-output"]
+def choose(ids, words):
+    """The word that greedy decoding takes, of these."""
+    choices = [tokenizer(word).input_ids for word in words]
+    cache, fed, new = None, ids, []
+    while eos_id not in new:
+        logits, cache = cached_step(model, fed, cache)
+        mask = choice_mask(choices, new, eos_id, logits.shape[-1]).to(logits.device)
+        fed = pick_greedy(logits.masked_fill(~mask, float("-inf")))
+        new.append(fed.item())
+    return tokenizer.decode(new[:-1])
+
+
+for review in reviews:
+    print(choose(chat(question + review), ["positive", "negative", "neutral"]), review)
+
+# %% [markdown]
+# The format is right each time. Whether the answer is right is another question: the mask
+# knows nothing about reviews.
+#
+# ## 2. A regular expression
+#
+# A list will not do for "a number", "a date", "a name in quotes": there are too many of them. A
+# regular expression describes them all. To use one for decoding we have to know, after each
+# part of a text, what may come next. The *derivative* (Brzozowski, 1964) answers that: the
+# derivative of a regex by a byte is a regex for the *rest*, of all texts that begin with that
+# byte. After `a`, the regex `ab*|ca` leaves `b*`.
+#
+# We work on bytes, not on characters: `é` is the two bytes C3 A9. A token of this model may be
+# half a character, as section 3 shows. The course gives you `parse`, which turns a pattern into
+# a small tree. There are six kinds of node:
+#
+# | node | matches |
+# |---|---|
+# | `NOTHING`, of the class `Nothing` | no text at all |
+# | `EMPTY`, of the class `Empty` | the empty text only |
+# | `OneOf(bytes)` | one byte of a set |
+# | `Then(first, second)` | a text of `first`, then one of `second` |
+# | `Either(options)` | a text of one of the options, a set of trees |
+# | `Many(inner)` | any number of texts of `inner`, also none |
+
+# %% tags=["nbval-check-output"]
+print(parse("ab*"))
+for pattern in ("ab*|ca", "a?b", "a{2,3}", "é", r"\d+", "[^é]"):
+    print(f"{pattern:8} {show(parse(pattern))}")
+
+# %% [markdown]
+# `show` writes a tree as a pattern again: ε is `EMPTY`. The last line is long since "any
+# character but é" has to be said in bytes.
+
+# %% [markdown]
+# ### Exercise 12.2 · `accepts_empty`
+#
+# difficulty ★☆☆ · importance ★★☆ · 10 min · our answer: 5 lines
+#
+# Does the regex match the empty text? (If so, the text may end here.)
+#
+# By hand: `a*` yes; `ab*` no, an `a` is missing; `a*b*` yes; `a|b*` yes, by its second
+# option; `a|b` no.
+#
+# <details><summary>Hint 1</summary>One question for each kind of node:
+# <code>isinstance(regex, Then)</code> and so on.</details>
+# <details><summary>Hint 2</summary><code>Then</code> matches the empty text if both parts
+# do; <code>Either</code> if any option does.</details>
+
+
+# %% tags=["exercise"]
+def accepts_empty(regex: Regex) -> bool:
+    """Whether the regex matches the empty text."""
+    ### BEGIN SOLUTION
+    if isinstance(regex, Then):
+        return accepts_empty(regex.first) and accepts_empty(regex.second)
+    if isinstance(regex, Either):
+        return any(accepts_empty(option) for option in regex.options)
+    return isinstance(regex, (Empty, Many))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(accepts_empty)
+
+# %% [markdown]
+# ### Exercise 12.3 · `derive`
+#
+# difficulty ★★★ · importance ★★★ · 25 min · our answer: 12 lines
+#
+# The derivative: a regex for what may follow `byte`, which is a number from 0 to 255. Build it
+# with `then`, `either` and `many`, in small letters. They make the nodes, and keep them small:
+# `then(NOTHING, x)` is `NOTHING`, `then(EMPTY, x)` is `x`, and `either(x, x, NOTHING)` is `x`.
+#
+# By hand, with the byte `a`: `a` leaves ε. `b` leaves ∅ (`NOTHING`). `ab` leaves `b`. `ab|ac`
+# leaves `b|c`. `(ab)*` leaves `b(ab)*`. `a*ab` leaves `a*ab|b`: the `a` was one of `a*`, or
+# `a*` was empty and it was the `a` behind it.
+#
+# <details><summary>Hint 1</summary>Again one rule for each kind of node. What is left of
+# <code>OneOf</code>, if the byte is in its set, and if not?</details>
+# <details><summary>Hint 2</summary>Of <code>Many(inner)</code>: what is left of
+# <code>inner</code>, and then the same <code>Many</code> again.</details>
+# <details><summary>Hint 3</summary>Of <code>Then</code>: what is left of the first part, and
+# then the second. And if the first part may be empty, either that or what is left of the
+# second.</details>
+
+
+# %% tags=["exercise"]
+def derive(regex: Regex, byte: int) -> Regex:
+    """The regex of what may follow `byte`: it matches t where `regex` matches byte + t.
+
+    byte: 0 to 255. NOTHING, where no text of `regex` begins with this byte.
+    """
+    ### BEGIN SOLUTION
+    if isinstance(regex, OneOf):
+        return EMPTY if byte in regex.bytes else NOTHING
+    if isinstance(regex, Either):
+        return either(*[derive(option, byte) for option in regex.options])
+    if isinstance(regex, Many):
+        return then(derive(regex.inner, byte), regex)
+    if isinstance(regex, Then):
+        rest = then(derive(regex.first, byte), regex.second)
+        if accepts_empty(regex.first):
+            rest = either(rest, derive(regex.second, byte))
+        return rest
+    return NOTHING
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(derive)
+
+# %% tags=["nbval-check-output"]
+regex = parse("(cat|cow)s?")
+for byte in b"cows":
+    regex = derive(regex, byte)
+    print(chr(byte), " leaves ", show(regex), "  may end:", accepts_empty(regex))
+
+# %% [markdown]
+# That is a whole matcher: derive by each byte, and ask at the end whether the rest may be
+# empty. Seen from above it is an *automaton*: the regexes are its states, the bytes lead from
+# one to another. A regex has only finitely many derivatives (if equal ones are seen to be
+# equal, which is what `then`, `either` and `many` are for), so we can remember them.
+
+# %% [markdown]
+# ### Exercise 12.4 · `Automaton`
+#
+# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 12 lines
+#
+# `start` is the state before the first byte. `step(state, byte)` gives the next one, or
+# `None` where no accepted text goes on that way: a *dead* state. `accepting(state)` says
+# whether the text may end. What a state is, is your affair; it must be hashable, and not
+# `None`. No step is computed twice.
+#
+# By hand, `Automaton("ab?")`: from the start, `a` leads to a state that accepts, and `b` to
+# `None`. From there `b` leads to a state that accepts, and from that all bytes lead to `None`.
+#
+# <details><summary>Hint 1</summary>Take the regexes as states. A derivative that is equal
+# to <code>NOTHING</code> is dead. (No other one is: <code>then</code> and
+# <code>either</code> see to that.)</details>
+# <details><summary>Hint 2</summary>A dictionary from <code>(state, byte)</code> to what
+# came out.</details>
+
+
+# %% tags=["exercise"]
+class Automaton:
+    """Reads a text byte by byte, and knows at each place what may follow."""
+
+    def __init__(self, pattern: str):
+        """pattern: as for `parse`. `start` is the state before the first byte."""
+        ### BEGIN SOLUTION
+        self.start = parse(pattern)
+        self.known = {}  # (state, byte): the next state
+        ### END SOLUTION
+
+    def step(self, state, byte: int):
+        """The state after `byte`; None if no accepted text goes on with it."""
+        ### BEGIN SOLUTION
+        key = (state, byte)
+        if key not in self.known:
+            after = derive(state, byte)
+            self.known[key] = None if after == NOTHING else after
+        return self.known[key]
+        ### END SOLUTION
+
+    def accepting(self, state) -> bool:
+        """Whether the text may end in this state."""
+        ### BEGIN SOLUTION
+        return accepts_empty(state)
+        ### END SOLUTION
+
+
+# %% tags=["check"]
+check(Automaton)
+
+# %% [markdown]
+# ## 3. From bytes to tokens
+#
+# The automaton reads bytes. The model writes tokens. A token is a string of bytes, and has no
+# respect for anybody's borders:
+
+# %% tags=["nbval-check-output"]
+vocabulary = token_bytes(tokenizer)  # the bytes of each token; b"" for special ones
+print(len(vocabulary), "tokens, of", sum(map(len, vocabulary)), "bytes")
+for text in ('{"city": "Zürich"}', "37.50 €, 日本"):
+    print([vocabulary[i] for i in tokenizer(text).input_ids])
+
+# %% [markdown]
+# `"}` is one token here: it ends a string and an object. A character may be two tokens or
+# three. So a token is allowed where the automaton can read *all* its bytes.
+
+# %% [markdown]
+# ### Exercise 12.5 · `token_mask`
+#
+# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 9 lines
+#
+# Which tokens may come next? A token is allowed if the automaton reads all its bytes, from
+# `state` on, without dying; it need not arrive at an accepting state. A token without bytes
+# (a special one) is never allowed. EOS is allowed exactly where the state accepts, whatever its
+# bytes are.
+#
+# By hand: pattern `ab?`, vocabulary `[b"a", b"b", b"ab", b"abb", b"", b"</s>"]`, EOS 5. At the
+# start `a` and `ab` are allowed: `[1, 0, 1, 0, 0, 0]`. After `a` it is `b` and EOS:
+# `[0, 1, 0, 0, 0, 1]`.
+#
+# An automaton here is anything with `start`, `step` and `accepting`. The checks bring their
+# own.
+#
+# <details><summary>Hint 1</summary>For each token: begin at <code>state</code>, step by
+# step, and stop at the first <code>None</code>.</details>
+# <details><summary>Hint 2</summary>Set EOS last.</details>
+
+
+# %% tags=["exercise"]
+def token_mask(automaton, state, vocabulary: list[bytes], eos_id: int) -> torch.Tensor:
+    """The tokens that may come next.
+
+    state: of the automaton. vocabulary: the bytes of each token. Returns (vocab,) bool.
+    """
+    ### BEGIN SOLUTION
+    mask = torch.zeros(len(vocabulary), dtype=torch.bool)
+    for i, token in enumerate(vocabulary):
+        after = state if token else None
+        for byte in token:
+            after = automaton.step(after, byte)
+            if after is None:
+                break
+        mask[i] = after is not None
+    mask[eos_id] = automaton.accepting(state)
+    return mask
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(token_mask)
+
+
+# %%
+def after(automaton, text, state=None):
+    """The state behind a text."""
+    state = automaton.start if state is None else state
+    for byte in text.encode() if isinstance(text, str) else text:
+        state = automaton.step(state, byte)
+    return state
+
+
+# %% tags=["nbval-check-output"]
+price = Automaton(r"\d+\.\d\d €")
+for text in ("", "37", "37.5", "37.50", "37.50 "):
+    mask = token_mask(price, after(price, text), vocabulary, eos_id)
+    allowed = [vocabulary[i] for i in mask.nonzero()[:, 0].tolist()]
+    print(f"{text!r:9} {len(allowed):3} tokens: {allowed[:6]}")
+
+# %% [markdown]
+# After `37.50 ` the sign € may come as one token, or begin with one that is a part of it.
+#
+# Here is the whole automaton of a smaller pattern. Above each state stand the tokens of the
+# mask. The walk below the arrows is by bytes; a token may jump over states.
+
+
+# %%
+def graph(automaton):
+    """All live states, and {(from, to): bytes}."""
+    states, edges = [automaton.start], {}
+    for state in states:
+        for byte in range(256):
+            to = automaton.step(state, byte)
+            if to is not None:
+                if to not in states:
+                    states.append(to)
+                edges.setdefault((states.index(state), states.index(to)), []).append(
+                    byte
+                )
+    return states, edges
+
+
+def label(some):
+    """Bytes as a short text: 0-9 for the ten digits."""
+    run = len(some) > 2 and some == list(range(some[0], some[-1] + 1))
+    shown = f"{chr(some[0])}–{chr(some[-1])}" if run else " ".join(map(chr, some))
+    return figures.visible(shown)
+
+
+# %%
+date = Automaton("(19|20)[0-9]{2}(-[01][0-9])?")
+states, edges = graph(date)
+fig, ax = plt.subplots(figsize=(9, 3.6))
+for n, state in enumerate(states):
+    accepts = date.accepting(state)
+    mask = token_mask(date, state, vocabulary, eos_id)
+    tokens = [vocabulary[i].decode() for i in mask.nonzero()[:, 0] if i != eos_id]
+    shown = [*tokens[:4], "…"] if len(tokens) > 5 else tokens
+    shown = [figures.visible(t) for t in shown] + ["EOS"] * accepts
+    height = 0.16 * (1 if n % 2 else -1)
+    ax.scatter(
+        n,
+        0,
+        s=420,
+        zorder=3,
+        color=figures.SKY,
+        edgecolors="black",
+        linewidths=2.6 if accepts else 0.8,
+    )
+    ax.annotate(str(n), (n, 0), ha="center", va="center", zorder=4)
+    ax.annotate(
+        "\n".join(shown),
+        (n, 0.35),
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color=figures.RED,
+    )
+for number, ((start, end), some) in enumerate(edges.items()):
+    far = end - start > 1
+    ax.annotate(
+        "",
+        (end, 0),
+        (start, 0),
+        zorder=2,
+        arrowprops={
+            "arrowstyle": "-|>",
+            "shrinkA": 11,
+            "shrinkB": 11,
+            "connectionstyle": f"arc3,rad={0.5 if far else 0}",
+        },
+    )
+    ax.annotate(
+        label(some),
+        ((start + end) / 2, -0.75 if far else -0.3),
+        ha="center",
+        va="center",
+        fontsize=9,
+    )
+ax.set(xlim=(-0.5, len(states) - 0.5), ylim=(-1.1, 2.2))
+ax.axis("off")
+plt.show()
+
+# %% [markdown]
+# A thick border is a state that accepts. In red stands the live mask: what the model may
+# say there.
+#
+# ## 4. Fast
+#
+# A mask like that is needed for every token of every text. How long does it take?
+
+# %%
+quoted = Automaton(r'"([^"\\\x00-\x1f]|\\["\\/bfnrt])*"')  # a string of JSON
+state = after(quoted, '"Z')
+start = time.perf_counter()
+mask = token_mask(quoted, state, vocabulary, eos_id)
+print(f"{mask.sum()} tokens allowed, {time.perf_counter() - start:.3f} s")
+
+# %% [markdown]
+# A model on a GPU writes a token in 0.01 s or less. Two things make the mask fast:
+#
+# - Tokens share beginnings: ` the`, ` then`, ` there`. In a *trie* (a tree of bytes) each
+#   beginning is one path, and is walked once. Where a path dies, all that is behind it does.
+# - The same states come again and again. Each mask is computed once.
+
+# %% [markdown]
+# ### Exercise 12.6 · `TokenTrie`
+#
+# difficulty ★★★ · importance ★★★ · 25 min · our answer: 21 lines
+#
+# `TokenTrie(vocabulary)` is built once. `mask(automaton, state)` is the mask of `token_mask`,
+# but for EOS: the trie does not know which token that is. Here EOS has no bytes, and so is not
+# allowed, like every token without bytes. Each path of bytes takes one `step`, and a path that
+# died is not followed. A state that was seen before, with the same automaton, takes no step at
+# all. Each call returns a tensor of its own.
+#
+# By hand: pattern `ab?`, vocabulary `[b"a", b"b", b"ab", b"abb", b"ba"]`. From the start the
+# trie asks for `a`, `b`, `ab`, `abb`: four steps. `b` is dead, so it does not ask for `ba`. The
+# mask is `[1, 0, 1, 0, 0]`.
+#
+# <details><summary>Hint 1</summary>A node is a pair: a dictionary from a byte to the node
+# behind it, and the list of the tokens that end here. (Two tokens may have the same
+# bytes.)</details>
+# <details><summary>Hint 2</summary><code>children.setdefault(byte, ({}, []))</code> goes to
+# the next node, and makes it where there is none.</details>
+# <details><summary>Hint 3</summary>Walk with a stack of pairs (node, state), beginning with
+# the root. Collect the ids in a list, and set the mask once at the end: setting one element of
+# a tensor takes longer than a hundred steps.</details>
+
+
+# %% tags=["exercise"]
+class TokenTrie:
+    """The vocabulary as a tree of bytes, for fast masks."""
+
+    def __init__(self, vocabulary: list[bytes]):
+        """vocabulary: the bytes of each token; b"" is never allowed."""
+        ### BEGIN SOLUTION
+        self.size = len(vocabulary)
+        self.root = ({}, [])  # (children, the tokens that end here)
+        self.known = {}  # (automaton, state): its mask
+        for i, token in enumerate(vocabulary):
+            children, ids = self.root
+            for byte in token:
+                children, ids = children.setdefault(byte, ({}, []))
+            if token:
+                ids.append(i)
+        ### END SOLUTION
+
+    def mask(self, automaton, state) -> torch.Tensor:
+        """The tokens whose bytes the automaton reads from `state` on: (vocab,) bool."""
+        ### BEGIN SOLUTION
+        key = (automaton, state)
+        if key not in self.known:
+            allowed, stack = [], [(self.root, state)]
+            while stack:
+                (children, ids), state = stack.pop()
+                allowed += ids
+                for byte, child in children.items():
+                    following = automaton.step(state, byte)
+                    if following is not None:
+                        stack.append((child, following))
+            mask = torch.zeros(self.size, dtype=torch.bool)
+            mask[torch.tensor(allowed, dtype=torch.long)] = True
+            self.known[key] = mask
+        return self.known[key].clone()
+        ### END SOLUTION
+
+
+# %% tags=["check"]
+check(TokenTrie)
+
+# %%
+start = time.perf_counter()
+trie = TokenTrie(vocabulary)
+print(f"building the trie       {time.perf_counter() - start:8.3f} s, once")
+for visit in ("first visit of a state", "second visit"):
+    start = time.perf_counter()
+    fast = trie.mask(quoted, state)
+    print(f"{visit:23} {1000 * (time.perf_counter() - start):8.3f} ms")
+fast[eos_id] = quoted.accepting(state)
+print("the same mask:", fast.equal(mask))
+
+# %% [markdown]
+# ## 5. The loop
+#
+# What is left is the loop of lesson 07, with a mask in it and a state beside it. Three things
+# can end it:
+#
+# - EOS was picked. It is allowed only where the text is complete: this text is *finished*.
+# - The budget is used up. The text may be cut in the middle.
+# - Nothing is allowed, a *dead end*: the automaton could go on, but no token has the bytes.
+#   (This model has no token with the byte F1, say. Some rare characters cannot be written.)
+
+# %% [markdown]
+# ### Exercise 12.7 · `constrained_decode`
+#
+# difficulty ★★★ · importance ★★★ · 25 min · our answer: 15 lines
+#
+# Decode one row under an automaton. EOS belongs to the result, as in `generate`. `pick` gets
+# float32 logits `(1, vocab)`, with `-inf` for what is not allowed. Some models have a few more
+# logits than there are tokens (for padding, to a round number): those are never allowed.
+# As in lesson 07, n new tokens take n calls of the model, and a dead end takes none.
+#
+# By hand: pattern `ab?`, tokens `a` 0, `b` 1, EOS 2, greedy; the model always likes `b` best,
+# then `a`. The first token is `a`, since `b` is not allowed, then comes `b`, then EOS: `[0, 1,
+# 2]`, finished. With two new tokens it is `[0, 1]`, not finished: the text could end there, but
+# the model was not asked.
+#
+# <details><summary>Hint 1</summary>A trie before the loop. In it: mask, logits, pick, append;
+# then EOS or the bytes of the token.</details>
+# <details><summary>Hint 2</summary><code>mask[eos_id] = automaton.accepting(state)</code>. If
+# nothing is left in the mask, return.</details>
+# <details><summary>Hint 3</summary><code>logits[:, len(vocabulary):] = -inf</code> for the
+# padding, and <code>masked_fill</code> for the rest.</details>
+
+
+# %% tags=["exercise"]
+def constrained_decode(
+    model,
+    ids: torch.Tensor,
+    automaton,
+    vocabulary: list[bytes],
+    max_new_tokens: int,
+    pick: Callable[[torch.Tensor], torch.Tensor],
+    eos_id: int,
+) -> tuple[torch.Tensor, bool]:
+    """Continue a text so that the new part is one that the automaton accepts.
+
+    ids: (1, seq) int64, the prompt, which the automaton does not read.
+    vocabulary: the bytes of each token. Returns ids (1, seq + new), and whether the
+    text ended by itself, with EOS. False at the end of the budget and in a dead end.
+    """
+    ### BEGIN SOLUTION
+    trie, state = TokenTrie(vocabulary), automaton.start
+    fed, cache = ids, None
+    for _ in range(max_new_tokens):
+        mask = trie.mask(automaton, state)
+        mask[eos_id] = automaton.accepting(state)
+        if not mask.any():
+            return ids, False
+        logits, cache = cached_step(model, fed, cache)
+        allowed = torch.zeros_like(logits, dtype=torch.bool)
+        allowed[0, : len(mask)] = mask
+        fed = pick(logits.masked_fill(~allowed, float("-inf")))
+        ids = torch.cat([ids, fed], dim=-1)
+        if fed.item() == eos_id:
+            return ids, True
+        for byte in vocabulary[fed.item()]:
+            state = automaton.step(state, byte)
+    return ids, False
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(constrained_decode)
+
+# %% [markdown]
+# The proof: `generate` takes a function that says what is allowed, `prefix_allowed_tokens_fn`.
+# We give it the mask of the slow `token_mask`, and compare.
+
+# %% tags=["nbval-check-output"]
+ids = chat("When did the first human land on the moon? Answer with the date.")
+moon = Automaton(r"(19|20)\d\d-[01]\d-[0-3]\d")
+
+
+def allowed_tokens(row, so_far):
+    new = b"".join(vocabulary[i] for i in so_far[ids.shape[1] :])
+    mask = token_mask(moon, after(moon, new), vocabulary, eos_id)
+    return mask.nonzero()[:, 0].tolist()
+
+
+options = {"max_new_tokens": 12, "do_sample": False}
+theirs = model.generate(ids, prefix_allowed_tokens_fn=allowed_tokens, **options)
+mine, finished = constrained_decode(
+    model, ids, moon, vocabulary, 12, pick_greedy, eos_id
+)
+print(torch.equal(mine, theirs), finished, tokenizer.decode(mine[0, ids.shape[1] :]))
+
+# %% [markdown]
+# ## 6. A JSON schema
+#
+# Programs talk in JSON, and a *JSON schema* says which JSON is wanted. For a large part of the
+# language a regex is enough. (Not for nesting without end: a regex cannot count brackets. For
+# that one needs a grammar and a stack.)
+
+# %% [markdown]
+# ### Exercise 12.8 · `schema_to_regex`
+#
+# difficulty ★★★ · importance ★★★ · 30 min · our answer: 41 lines
+#
+# A pattern for the JSON of a schema, written as `json.dumps(value, ensure_ascii=False)` writes
+# it: one space behind each `,` and `:`, and no other outside strings. What we support:
+#
+# | schema | text |
+# |---|---|
+# | `const` | that value |
+# | `enum` | one of the values |
+# | `anyOf` | what one of the schemas says |
+# | `type`: `null`, `boolean`, `integer`, `number` | as in JSON: no `+`, no `01`, no `.5` |
+# | `type: string` | in quotes; `minLength`, `maxLength` count characters |
+# | `type: array` | `items` is a schema; `minItems`, `maxItems` |
+# | `type: object` | all `properties`, in their order; an object without any is `{}` |
+# | a list of types | one of them |
+#
+# In a string, `"`, `\` and characters below U+0020 are written with a backslash: `\"` `\\` `\/`
+# `\b` `\f` `\n` `\r` `\t`, or `\u00` and two hexadecimal digits, `\u0000` to `\u001f`.
+# `required` and `additionalProperties` are allowed and change nothing, since every property is
+# written and no other; so are `title`, `description`, `default`, `examples` and `$schema`.
+# `type` beside `const`, `enum` or `anyOf` is not looked at. Raise `ValueError` for any other
+# keyword (and name it), for a `type` that is missing or unknown, for an array without
+# `items`, for a `required` property that is not in `properties`, and for what no text can
+# fulfil: an empty `enum` or `anyOf`, or a least number above the most.
+#
+# By hand: `{"type": "array", "items": {"enum": [1, "a"]}, "maxItems": 2}` could become
+# `\[((1|"a")(, (1|"a")){0,1})?\]`.
+#
+# <details><summary>Hint 1</summary>A function that calls itself: the pattern of an array is
+# made from the pattern of its items.</details>
+# <details><summary>Hint 2</summary><code>re.escape(json.dumps(value,
+# ensure_ascii=False))</code> is the pattern of a value, and of a property's
+# name.</details>
+# <details><summary>Hint 3</summary>One character of a string:
+# <code>[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u00[01][0-9a-f]</code>, in a raw string of
+# Python's.</details>
+# <details><summary>Hint 4</summary>An array of at least one item: one item, then
+# <code>(, item)</code> at least <code>minItems - 1</code> times. With
+# <code>minItems</code> 0 all of it may be missing. <code>maxItems</code> 0 is a case of its
+# own.</details>
+
+
+# %% tags=["exercise"]
+CHARACTER = r'([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u00[01][0-9a-f])'
+INTEGER = "-?(0|[1-9][0-9]*)"
+SIMPLE = {
+    "null": "null",
+    "boolean": "(true|false)",
+    "integer": INTEGER,
+    "number": INTEGER + r"(\.[0-9]+)?([eE][-+]?[0-9]+)?",
+}
+NO_MATTER = {"title", "description", "default", "examples", "$schema"}
+NO_MATTER |= {"required", "additionalProperties"}
+KNOWN = {"const", "enum", "anyOf", "type", "properties", "items"}
+KNOWN |= {"minLength", "maxLength", "minItems", "maxItems"}
+
+
+def schema_to_regex(schema: dict) -> str:
+    """A pattern that matches JSON texts that are valid under the schema.
+
+    It matches json.dumps(value, ensure_ascii=False) of each valid value whose objects
+    have all properties of the schema, in that order, and no others.
+    Raises ValueError for what is not supported, and for what no text can fulfil.
+    """
+    ### BEGIN SOLUTION
+    for keyword in schema:
+        if keyword not in KNOWN | NO_MATTER:
+            raise ValueError(f"the keyword {keyword!r} is not supported")
+    if "const" in schema:
+        return re.escape(json.dumps(schema["const"], ensure_ascii=False))
+    if "enum" in schema:
+        return one_of_them([{"const": value} for value in schema["enum"]])
+    if "anyOf" in schema:
+        return one_of_them(schema["anyOf"])
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return one_of_them([{**schema, "type": one} for one in kind])
+    if kind == "string":
+        least, most = limits(schema, "Length")
+        return f'"{CHARACTER}{{{least},{most}}}"'
+    if kind == "array":
+        return array_to_regex(schema)
+    if kind == "object":
+        return object_to_regex(schema)
+    if kind in SIMPLE:
+        return SIMPLE[kind]
+    raise ValueError(f"the type {kind!r} is not supported")
+    ### END SOLUTION
+
+
+### BEGIN SOLUTION
+def one_of_them(schemas):
+    if not schemas:
+        raise ValueError("nothing to choose from")
+    return "(" + "|".join(schema_to_regex(schema) for schema in schemas) + ")"
+
+
+def limits(schema, what):
+    """The two numbers as a pattern has them; no limit is ""."""
+    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}", "")
+    if most != "" and most < least:
+        raise ValueError(f"min{what} is above max{what}")
+    return least, most
+
+
+def array_to_regex(schema):
+    if "items" not in schema:
+        raise ValueError("an array needs items")
+    item = schema_to_regex(schema["items"])
+    least, most = limits(schema, "Items")
+    if most == 0:
+        return r"\[\]"
+    more = f"{{{max(least - 1, 0)},{most and most - 1}}}"
+    items = f"{item}(, {item}){more}"
+    return rf"\[{items}\]" if least else rf"\[({items})?\]"
+
+
+def object_to_regex(schema):
+    properties = schema.get("properties", {})
+    for name in schema.get("required", []):
+        if name not in properties:
+            raise ValueError(f"{name!r} is required, but it is not in properties")
+    written = []
+    for name, inner in properties.items():
+        key = re.escape(json.dumps(name, ensure_ascii=False))
+        written.append(f"{key}: {schema_to_regex(inner)}")
+    return r"\{" + ", ".join(written) + r"\}"
+
+
+### END SOLUTION
+
+
+# %% tags=["check"]
+check(schema_to_regex)
