@@ -35,7 +35,6 @@ from tiny_models.grammar import (
     Regex,
     Then,
     either,
-    many,
     parse,
     show,
     then,
@@ -458,7 +457,7 @@ for n, state in enumerate(states):
         fontsize=9,
         color=figures.RED,
     )
-for number, ((start, end), some) in enumerate(edges.items()):
+for (start, end), some in edges.items():
     far = end - start > 1
     ax.annotate(
         "",
@@ -686,32 +685,50 @@ print(torch.equal(mine, theirs), finished, tokenizer.decode(mine[0, ids.shape[1]
 # that one needs a grammar and a stack.)
 
 # %% [markdown]
+# The simple values are given, as patterns:
+
+# %% tags=["setup"]
+INTEGER = "-?(0|[1-9][0-9]*)"
+SIMPLE = {
+    "null": "null",
+    "boolean": "(true|false)",
+    "integer": INTEGER,
+    "number": INTEGER + r"(\.[0-9]+)?([eE][-+]?[0-9]+)?",
+}
+# One character in a string: it is itself, or \" \\ \/ \b \f \n \r \t, or \u0000 to \u001f.
+CHARACTER = r'([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u00[01][0-9a-f])'
+KEYWORDS = {"const", "enum", "anyOf", "type", "properties", "items"}
+KEYWORDS |= {"minLength", "maxLength", "minItems", "maxItems"}
+KEYWORDS |= {"required", "additionalProperties"}
+KEYWORDS |= {"title", "description", "default", "examples", "$schema"}
+
+# %% [markdown]
 # ### Exercise 12.8 · `schema_to_regex`
 #
-# difficulty ★★★ · importance ★★★ · 30 min · our answer: 41 lines
+# difficulty ★★★ · importance ★★★ · 30 min · our answer: 37 lines
 #
 # A pattern for the JSON of a schema, written as `json.dumps(value, ensure_ascii=False)` writes
-# it: one space behind each `,` and `:`, and no other outside strings. What we support:
+# it: one space behind each `,` and `:`, and no other outside strings.
 #
 # | schema | text |
 # |---|---|
 # | `const` | that value |
 # | `enum` | one of the values |
 # | `anyOf` | what one of the schemas says |
-# | `type`: `null`, `boolean`, `integer`, `number` | as in JSON: no `+`, no `01`, no `.5` |
-# | `type: string` | in quotes; `minLength`, `maxLength` count characters |
+# | `type`: one of `SIMPLE` | see above |
+# | `type: string` | quotes, `CHARACTER`s; `minLength`, `maxLength` count characters |
 # | `type: array` | `items` is a schema; `minItems`, `maxItems` |
 # | `type: object` | all `properties`, in their order; an object without any is `{}` |
-# | a list of types | one of them |
+# | a list of types | as the one or the other |
 #
-# In a string, `"`, `\` and characters below U+0020 are written with a backslash: `\"` `\\` `\/`
-# `\b` `\f` `\n` `\r` `\t`, or `\u00` and two hexadecimal digits, `\u0000` to `\u001f`.
-# `required` and `additionalProperties` are allowed and change nothing, since every property is
-# written and no other; so are `title`, `description`, `default`, `examples` and `$schema`.
-# `type` beside `const`, `enum` or `anyOf` is not looked at. Raise `ValueError` for any other
-# keyword (and name it), for a `type` that is missing or unknown, for an array without
-# `items`, for a `required` property that is not in `properties`, and for what no text can
-# fulfil: an empty `enum` or `anyOf`, or a least number above the most.
+# `required` and `additionalProperties` change nothing: every property is written, and no
+# other. Nor do `title`, `description`, `default`, `examples` and `$schema`. Beside `const`,
+# `enum` and `anyOf` nothing else is looked at (in this order, if there are several).
+#
+# Raise `ValueError` for what a schema may say and we would not obey: a keyword that is not in
+# `KEYWORDS` (and name it), a `type` that is missing or unknown, an array without `items`, a
+# `required` property that is not in `properties`. So, too, for what no text can fulfil: an
+# empty `enum`, `anyOf` or list of types, or a least number above the most.
 #
 # By hand: `{"type": "array", "items": {"enum": [1, "a"]}, "maxItems": 2}` could become
 # `\[((1|"a")(, (1|"a")){0,1})?\]`.
@@ -720,10 +737,10 @@ print(torch.equal(mine, theirs), finished, tokenizer.decode(mine[0, ids.shape[1]
 # made from the pattern of its items.</details>
 # <details><summary>Hint 2</summary><code>re.escape(json.dumps(value,
 # ensure_ascii=False))</code> is the pattern of a value, and of a property's
-# name.</details>
-# <details><summary>Hint 3</summary>One character of a string:
-# <code>[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u00[01][0-9a-f]</code>, in a raw string of
-# Python's.</details>
+# name. A choice needs brackets around it.</details>
+# <details><summary>Hint 3</summary>Braces in an f-string are doubled:
+# <code>f"x{{{least},{most}}}"</code> is <code>x{0,3}</code>. Without an upper limit it is
+# <code>x{0,}</code>.</details>
 # <details><summary>Hint 4</summary>An array of at least one item: one item, then
 # <code>(, item)</code> at least <code>minItems - 1</code> times. With
 # <code>minItems</code> 0 all of it may be missing. <code>maxItems</code> 0 is a case of its
@@ -731,20 +748,6 @@ print(torch.equal(mine, theirs), finished, tokenizer.decode(mine[0, ids.shape[1]
 
 
 # %% tags=["exercise"]
-CHARACTER = r'([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u00[01][0-9a-f])'
-INTEGER = "-?(0|[1-9][0-9]*)"
-SIMPLE = {
-    "null": "null",
-    "boolean": "(true|false)",
-    "integer": INTEGER,
-    "number": INTEGER + r"(\.[0-9]+)?([eE][-+]?[0-9]+)?",
-}
-NO_MATTER = {"title", "description", "default", "examples", "$schema"}
-NO_MATTER |= {"required", "additionalProperties"}
-KNOWN = {"const", "enum", "anyOf", "type", "properties", "items"}
-KNOWN |= {"minLength", "maxLength", "minItems", "maxItems"}
-
-
 def schema_to_regex(schema: dict) -> str:
     """A pattern that matches JSON texts that are valid under the schema.
 
@@ -754,71 +757,161 @@ def schema_to_regex(schema: dict) -> str:
     """
     ### BEGIN SOLUTION
     for keyword in schema:
-        if keyword not in KNOWN | NO_MATTER:
+        if keyword not in KEYWORDS:
             raise ValueError(f"the keyword {keyword!r} is not supported")
     if "const" in schema:
         return re.escape(json.dumps(schema["const"], ensure_ascii=False))
+    kind, options = schema.get("type"), None
     if "enum" in schema:
-        return one_of_them([{"const": value} for value in schema["enum"]])
-    if "anyOf" in schema:
-        return one_of_them(schema["anyOf"])
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return one_of_them([{**schema, "type": one} for one in kind])
-    if kind == "string":
-        least, most = limits(schema, "Length")
-        return f'"{CHARACTER}{{{least},{most}}}"'
-    if kind == "array":
-        return array_to_regex(schema)
-    if kind == "object":
-        return object_to_regex(schema)
+        options = [{"const": value} for value in schema["enum"]]
+    elif "anyOf" in schema:
+        options = schema["anyOf"]
+    elif isinstance(kind, list):
+        options = [{**schema, "type": one} for one in kind]
+    if options is not None:
+        if not options:
+            raise ValueError("there is nothing to choose from")
+        return "(" + "|".join(schema_to_regex(option) for option in options) + ")"
     if kind in SIMPLE:
         return SIMPLE[kind]
-    raise ValueError(f"the type {kind!r} is not supported")
-    ### END SOLUTION
-
-
-### BEGIN SOLUTION
-def one_of_them(schemas):
-    if not schemas:
-        raise ValueError("nothing to choose from")
-    return "(" + "|".join(schema_to_regex(schema) for schema in schemas) + ")"
-
-
-def limits(schema, what):
-    """The two numbers as a pattern has them; no limit is ""."""
+    if kind == "object":
+        properties, fields = schema.get("properties", {}), []
+        for name in schema.get("required", []):
+            if name not in properties:
+                raise ValueError(f"{name!r} is required, but not among the properties")
+        for name, inner in properties.items():
+            key = schema_to_regex({"const": name})
+            fields.append(f"{key}: {schema_to_regex(inner)}")
+        return r"\{" + ", ".join(fields) + r"\}"
+    if kind not in ("string", "array") or (kind == "array" and "items" not in schema):
+        raise ValueError(
+            f"a schema needs a type that is known, an array items: {schema}"
+        )
+    what = "Length" if kind == "string" else "Items"
     least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}", "")
     if most != "" and most < least:
-        raise ValueError(f"min{what} is above max{what}")
-    return least, most
-
-
-def array_to_regex(schema):
-    if "items" not in schema:
-        raise ValueError("an array needs items")
-    item = schema_to_regex(schema["items"])
-    least, most = limits(schema, "Items")
+        raise ValueError(f"min{what} {least} is above max{what} {most}")
+    if kind == "string":
+        return f'"{CHARACTER}{{{least},{most}}}"'
     if most == 0:
         return r"\[\]"
-    more = f"{{{max(least - 1, 0)},{most and most - 1}}}"
-    items = f"{item}(, {item}){more}"
+    item = schema_to_regex(schema["items"])
+    items = f"{item}(, {item}){{{max(least - 1, 0)},{most and most - 1}}}"
     return rf"\[{items}\]" if least else rf"\[({items})?\]"
-
-
-def object_to_regex(schema):
-    properties = schema.get("properties", {})
-    for name in schema.get("required", []):
-        if name not in properties:
-            raise ValueError(f"{name!r} is required, but it is not in properties")
-    written = []
-    for name, inner in properties.items():
-        key = re.escape(json.dumps(name, ensure_ascii=False))
-        written.append(f"{key}: {schema_to_regex(inner)}")
-    return r"\{" + ", ".join(written) + r"\}"
-
-
-### END SOLUTION
+    ### END SOLUTION
 
 
 # %% tags=["check"]
 check(schema_to_regex)
+
+# %%
+schema = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "country": {"type": "string", "maxLength": 20},
+        "capital": {"type": "boolean"},
+        "languages": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+    },
+}
+print(schema_to_regex(schema))
+
+# %% [markdown]
+# ## 7. What is forced
+#
+# In `{"city": "` the model has no choice. Why ask it? *Jump-forward* decoding appends such a
+# text without a model call for each token.
+
+# %% [markdown]
+# ### Exercise 12.9 · `forced_bytes`
+#
+# difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 8 lines
+#
+# The bytes that must follow, one behind the other: as long as the text may not end here, and
+# exactly one byte leads on.
+#
+# By hand: pattern `ab(c|d)e`. From the start `ab` is forced. After `abc` it is `e`. Pattern
+# `ab?`: from the start `a`, and then nothing, since the text may end there.
+#
+# <details><summary>Hint 1</summary>Try all 256 bytes.</details>
+
+
+# %% tags=["exercise"]
+def forced_bytes(automaton, state) -> bytes:
+    """The bytes that every accepted text has next, up to the first choice.
+
+    An end that is possible is a choice, too.
+    """
+    ### BEGIN SOLUTION
+    forced = []
+    while not automaton.accepting(state):
+        possible = [x for x in range(256) if automaton.step(state, x) is not None]
+        if len(possible) != 1:
+            break
+        forced += possible
+        state = automaton.step(state, possible[0])
+    return bytes(forced)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(forced_bytes)
+
+# %% [markdown]
+# ## 9. What the mask does to the distribution
+
+# %% [markdown]
+# ### Exercise 12.10 · `true_conditional`
+#
+# difficulty ★★★ · importance ★★☆ · 20 min · our answer: 18 lines
+#
+# On a vocabulary so small that all texts can be tried: the probability of each text of
+# exactly `length` tokens, *given that the automaton accepts it*. That is the model's own
+# probability of the text, divided by the sum over all accepted texts. Tokens without bytes do
+# not take part. If no text is accepted, raise `ValueError`.
+#
+# By hand: tokens `a` and `b`; P(a) = 0.75 at each place, whatever came before. Pattern
+# `aa|ba`: the texts have 0.5625 and 0.1875, together 0.75. The result is `{(0, 0): 0.75,
+# (1, 0): 0.25}`.
+#
+# <details><summary>Hint 1</summary>As <code>exact_search</code> of lesson 09:
+# <code>itertools.product</code>, all texts in one batch, the log-probabilities of the new
+# tokens.</details>
+# <details><summary>Hint 2</summary>Choose the accepted ones first, by their bytes. Then a
+# softmax over their log-probabilities divides by the sum.</details>
+
+
+# %% tags=["exercise"]
+def true_conditional(
+    model, ids: torch.Tensor, automaton, vocabulary: list[bytes], length: int
+) -> dict[tuple[int, ...], float]:
+    """P(text | the automaton accepts it), over the texts of `length` tokens.
+
+    ids: (1, seq) int64, the prompt. Returns {token ids: probability}, accepted texts
+    only; the probabilities sum to 1. No EOS is asked for behind the text.
+    Raises ValueError if no text of that length is accepted.
+    """
+    ### BEGIN SOLUTION
+    found = []
+    tokens = [i for i, token in enumerate(vocabulary) if token]
+    for text in itertools.product(tokens, repeat=length):
+        state = automaton.start
+        for byte in b"".join(vocabulary[i] for i in text):
+            state = automaton.step(state, byte)
+            if state is None:
+                break
+        if state is not None and automaton.accepting(state):
+            found.append(text)
+    if not found:
+        raise ValueError(f"no text of {length} tokens is accepted")
+    new = torch.tensor(found, dtype=torch.long, device=ids.device).view(-1, length)
+    with torch.no_grad():
+        logits = model(torch.cat([ids.expand(len(new), -1), new], dim=-1)).logits
+    logprobs = logits[:, ids.shape[1] - 1 : -1].double().log_softmax(-1)
+    scores = logprobs.gather(-1, new[..., None]).sum((1, 2))  # (texts,)
+    return dict(zip(found, scores.softmax(0).tolist(), strict=True))
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(true_conditional)
