@@ -605,3 +605,735 @@ def test_the_vocabulary_stays_as_it_is(TokenTrie):
     vocabulary = list(PIECES)
     with expect.unchanged("work on a copy", vocabulary=vocabulary):
         TokenTrie(vocabulary).mask(Words(*WORDS), b"")
+
+
+# --- constrained_decode ---------------------------------------------------------------
+
+
+def greedy(logits):
+    return logits.argmax(dim=-1, keepdim=True)
+
+
+def sample(logits):
+    return torch.multinomial(logits.softmax(-1), 1)
+
+
+def always(logits):
+    """A model whose logits are the same at each place."""
+    row = torch.tensor(logits)
+    return ScriptedModel(lambda ids: row.expand(*ids.shape, -1).clone(), len(logits))
+
+
+def decoded(got, call):
+    """(ids, finished) of an answer."""
+    expect.returned(got, tuple, call)
+    assert len(got) == 2, f"{call} should return ids and a bool, not {len(got)} values"
+    expect.returned(got[0], torch.Tensor, f"the ids of {call}")
+    expect.returned(got[1], bool, f"`finished` of {call}")
+    return got
+
+
+LETTERS = (b"a", b"b", b"")  # a 0, b 1, EOS 2
+PROMPT = ((1, 1, 0),)
+
+
+def letters_decode(
+    constrained_decode, logits, words, new, vocabulary=LETTERS, pick=greedy
+):
+    model = always(logits)
+    got = constrained_decode(
+        model, torch.tensor(PROMPT), Words(*words), list(vocabulary), new, pick, 2
+    )
+    call = f"constrained_decode of the words {list(words)}, {new} new tokens,"
+    ids, finished = decoded(got, call)
+    return ids, finished, model, call
+
+
+@pytest.mark.parametrize(
+    ("new", "wanted", "ends"),
+    [(0, [], False), (1, [0], False), (2, [0, 1], False), (3, [0, 1, 2], True)],
+)
+def test_a_text_worked_by_hand(constrained_decode, new, wanted, ends):
+    ids, finished, model, call = letters_decode(
+        constrained_decode, [1.0, 2.0, 0.0], (b"a", b"ab"), new
+    )
+    hint = ""
+    if isinstance(ids, torch.Tensor) and ids.shape == (1, 3 + len(wanted) - 1) and ends:
+        hint = "The EOS that ended the text belongs to it, as in generate."
+    expect.same_ids(ids, torch.tensor([[*PROMPT[0], *wanted]]), call, hint=hint)
+    hint = "Only an EOS that was picked ends a text."
+    expect.value(finished, ends, f"`finished` of {call}", hint)
+    assert len(model.calls) == new, (
+        f"{call} called the model {len(model.calls)} times, not {new}"
+    )
+    for one in model.calls:
+        assert not one.grad_enabled, f"{call} calls the model with gradients"
+
+
+def test_the_end_comes_where_it_is_picked(constrained_decode):
+    ids, finished, _, call = letters_decode(
+        constrained_decode, [1.0, 0.0, 5.0], (b"ab", b"abab"), 9
+    )
+    hint = "EOS is likeliest at each place, and allowed after ab only."
+    expect.same_ids(ids, torch.tensor([[*PROMPT[0], 0, 1, 2]]), call, hint=hint)
+    expect.value(finished, True, f"`finished` of {call}")
+
+
+def test_an_empty_text_may_be_all(constrained_decode):
+    ids, finished, model, call = letters_decode(
+        constrained_decode, [1.0, 0.0, 5.0], (b"", b"ab"), 9
+    )
+    expect.same_ids(ids, torch.tensor([[*PROMPT[0], 2]]), call)
+    expect.value(finished, True, f"`finished` of {call}")
+    assert len(model.calls) == 1, f"{call} called the model {len(model.calls)} times"
+
+
+@pytest.mark.parametrize(
+    ("word", "new"), [(b"ac", [0]), (b"c", []), (b"abac", [0, 1, 0])]
+)
+def test_a_dead_end_is_not_finished(constrained_decode, word, new):
+    def watched(logits):
+        assert (logits > -INF).any(), (
+            "pick was given logits that are all -inf: in a dead end there is nothing "
+            "to pick"
+        )
+        return greedy(logits)
+
+    ids, finished, model, call = letters_decode(
+        constrained_decode, [1.0, 2.0, 0.0], (word,), 9, pick=watched
+    )
+    hint = "No token has the byte c: what was written until then is returned."
+    expect.same_ids(ids, torch.tensor([[*PROMPT[0], *new]]), call, hint=hint)
+    expect.value(finished, False, f"`finished` of {call}", hint)
+    assert len(model.calls) == len(new), (
+        f"{call} called the model {len(model.calls)} times, not {len(new)}: nothing is "
+        "asked in a dead end"
+    )
+
+
+def test_the_bytes_of_eos_are_no_text(constrained_decode):
+    ids, finished, _, call = letters_decode(
+        constrained_decode, [1.0, 0.0, 5.0], (b"a</s>", b"ab"), 9, (b"a", b"b", b"</s>")
+    )
+    expect.same_ids(ids, torch.tensor([[*PROMPT[0], 0, 1, 2]]), call)
+    expect.value(finished, True, f"`finished` of {call}")
+
+
+def test_pick_gets_float32_logits_and_minus_infinity(constrained_decode):
+    seen = []
+
+    def watched(logits):
+        seen.append(logits.clone())
+        return greedy(logits)
+
+    row = torch.tensor([1.0, 2.0, 0.5, 9.0, 9.0], dtype=torch.bfloat16)
+    model = ScriptedModel(lambda ids: row.expand(*ids.shape, -1).clone(), 5)
+    call = "constrained_decode with 3 tokens and 5 bfloat16 logits"
+    ids, _ = decoded(
+        constrained_decode(
+            model,
+            torch.tensor(PROMPT),
+            Words(b"a", b"ab"),
+            list(LETTERS),
+            9,
+            watched,
+            2,
+        ),
+        call,
+    )
+    wanted = [[1.0, -INF, -INF, -INF, -INF], [-INF, 2.0, 0.5, -INF, -INF]]
+    wanted.append([-INF, -INF, 0.5, -INF, -INF])
+    hint = "Logits beyond the vocabulary are padding: never allowed."
+    for n, (got, want) in enumerate(zip(seen, wanted, strict=False)):
+        expect.tensor(got, (1, 5), f"the logits for pick, step {n},", torch.float32)
+        expect.same(got, [want], f"the logits for pick, step {n},", hint)
+    expect.same_ids(ids, torch.tensor([[*PROMPT[0], 0, 1, 2]]), call)
+
+
+def test_decoding_leaves_its_input_alone(constrained_decode):
+    ids, vocabulary = torch.tensor(PROMPT), list(LETTERS)
+    with expect.unchanged(ids=ids, vocabulary=vocabulary):
+        constrained_decode(
+            always([1.0, 2.0, 0.0]), ids, Words(b"ab"), vocabulary, 3, greedy, 2
+        )
+
+
+BYTES = (b"", b"", b"", *(bytes([byte]) for byte in b"abcde"))
+BYTES += tuple(bytes(w) for n in (2, 3) for w in itertools.product(b"abc", repeat=n))
+
+
+def follows(table, new):
+    """The tokens that may follow, by reading each: the slow way."""
+    state = state_after(table, b"".join(BYTES[i] for i in new))
+    found = [2] if table.accepting(state) else []
+    for i, token in enumerate(BYTES):
+        after = state
+        for byte in token:
+            after = None if after is None else table.step(after, byte)
+        if token and after is not None:
+            found.append(i)
+    return found
+
+
+def a_language():
+    """(ab|c)*d, then e any number of times."""
+    table = {0: {"a": 1, "c": 0, "d": 2}, 1: {"b": 0}, 2: {"e": 2}}
+    return Table(table, {2})
+
+
+@MODELS
+@pytest.mark.parametrize("pick", [greedy, sample])
+def test_generate_gives_the_same_tokens(constrained_decode, make, pick):
+    stopped = 0
+    for seed in range(6):
+        model = make(len(BYTES), seed=seed)
+        ids, new = torch.tensor([[5, 9, 4, 20]]), 10
+        torch.manual_seed(seed)
+        oracle = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            do_sample=pick is sample,
+            top_k=0,
+            prefix_allowed_tokens_fn=lambda row, x: follows(
+                a_language(), x[4:].tolist()
+            ),
+        )
+        torch.manual_seed(seed)
+        call = f"constrained_decode of (ab|c)*de*, seed {seed}"
+        mine, finished = decoded(
+            constrained_decode(model, ids, a_language(), list(BYTES), new, pick, 2),
+            call,
+        )
+        hint = "generate, with prefix_allowed_tokens_fn, goes another way."
+        expect.same_ids(mine, oracle, call, hint=hint)
+        ends = oracle[0, -1].item() == 2
+        stopped += ends
+        expect.value(finished, ends, f"`finished` of {call}")
+    assert pick is greedy or stopped, "some of these texts should end"
+
+
+def test_a_second_text_begins_anew(constrained_decode):
+    """With the same automaton, as a server that answers twice."""
+    automaton = Words(b"ab")
+    for _ in range(2):
+        got = constrained_decode(
+            always([1.0, 2.0, 0.0]),
+            torch.tensor(PROMPT),
+            automaton,
+            list(LETTERS),
+            5,
+            greedy,
+            2,
+        )
+        call = "constrained_decode of ab, with an automaton that was used before,"
+        ids, _ = decoded(got, call)
+        expect.same_ids(ids, torch.tensor([[*PROMPT[0], 0, 1, 2]]), call)
+
+
+# --- schema_to_regex ------------------------------------------------------------------
+
+
+def pattern_of(schema_to_regex, schema):
+    """The learner's pattern, if the course's parser reads it."""
+    call = f"schema_to_regex({json.dumps(schema, ensure_ascii=False)})"
+    pattern = expect.returned(schema_to_regex(schema), str, call)
+    try:
+        parse(pattern)
+    except ValueError as error:
+        raise AssertionError(
+            f"{call} gives a pattern that `parse` refuses: {error}"
+        ) from None
+    return pattern, call
+
+
+def takes(schema_to_regex, schema, good=(), bad=()):
+    pattern, call = pattern_of(schema_to_regex, schema)
+    for texts, want in ((good, True), (bad, False)):
+        for text in texts:
+            assert matches(pattern, text) == want, (
+                f"{call} gives {pattern!r}, which should {'' if want else 'not '}"
+                f"match {text!r}"
+            )
+
+
+def test_the_array_worked_by_hand(schema_to_regex):
+    schema = {"type": "array", "items": {"enum": [1, "a"]}, "maxItems": 2}
+    good = ["[]", "[1]", '["a"]', '[1, "a"]', "[1, 1]"]
+    bad = ["", "[", "[1,1]", "[1 , 1]", "[1, ]", "[, 1]", "[1, 1, 1]", "[a]", "[ ]"]
+    takes(schema_to_regex, schema, good, [*bad, "[1] ", "1", "[1"])
+
+
+SIMPLE_CASES = {
+    "null": (["null"], ["", "Null", "nul", "null "]),
+    "boolean": (["true", "false"], ["True", "truefalse", "", "1", "tru"]),
+    "integer": (["0", "-0", "7", "-120"], ["01", "+1", "1.0", "", "-", "1e3", "--1"]),
+    "number": (
+        ["0", "-1", "0.5", "-12.25e+10", "1E5", "1e-07"],
+        ["01", ".5", "1.", "+1", "1e", "", "0x1", "1e5.0", "NaN"],
+    ),
+    "string": (
+        [
+            '""',
+            '"a"',
+            r'"\""',
+            r'"\\"',
+            r'"\n\u001f\u0000"',
+            '"é日😀"',
+            '"it\'s [a]{2}"',
+        ],
+        ["", '"', "a", '"a""', '"\n"', r'"\x"', r'"\"', r'"\u12"', '"\x1f"', "'a'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SIMPLE_CASES)
+def test_values_of_simple_types(schema_to_regex, kind):
+    takes(schema_to_regex, {"type": kind}, *SIMPLE_CASES[kind])
+
+
+@pytest.mark.parametrize(
+    ("limits", "good", "bad"),
+    [
+        ({"minLength": 2}, [2, 3, 9], [0, 1]),
+        ({"maxLength": 2}, [0, 1, 2], [3, 4]),
+        ({"minLength": 1, "maxLength": 3}, [1, 2, 3], [0, 4]),
+        ({"minLength": 2, "maxLength": 2}, [2], [1, 3]),
+        ({"maxLength": 0}, [0], [1]),
+    ],
+)
+def test_strings_of_so_many_characters(schema_to_regex, limits, good, bad):
+    for one in ("a", "é", "😀", r"\n", r"\u0007"):
+        texts = [[f'"{one * n}"' for n in numbers] for numbers in (good, bad)]
+        takes(schema_to_regex, {"type": "string", **limits}, *texts)
+
+
+@pytest.mark.parametrize(
+    ("limits", "good", "bad"),
+    [
+        ({}, [0, 1, 2, 5], []),
+        ({"minItems": 0}, [0, 1, 2], []),
+        ({"minItems": 1}, [1, 2, 4], [0]),
+        ({"minItems": 3}, [3, 4], [0, 1, 2]),
+        ({"maxItems": 0}, [0], [1, 2]),
+        ({"maxItems": 1}, [0, 1], [2]),
+        ({"minItems": 2, "maxItems": 3}, [2, 3], [0, 1, 4]),
+        ({"minItems": 1, "maxItems": 1}, [1], [0, 2]),
+        ({"minItems": 0, "maxItems": 2}, [0, 1, 2], [3]),
+    ],
+)
+def test_arrays_of_so_many_items(schema_to_regex, limits, good, bad):
+    texts = [[json.dumps([True] * n) for n in numbers] for numbers in (good, bad)]
+    takes(
+        schema_to_regex,
+        {"type": "array", "items": {"type": "boolean"}, **limits},
+        *texts,
+    )
+
+
+def test_objects_have_all_properties_in_order(schema_to_regex):
+    schema = {
+        "type": "object",
+        "properties": {"b": {"type": "null"}, "a": {"enum": [1]}},
+    }
+    bad = [
+        '{"a": 1, "b": null}',
+        '{"b": null}',
+        "{}",
+        '{"b":null,"a":1}',
+        '{"b": null, }',
+    ]
+    bad += ['{ "b": null, "a": 1}', '{"b": null, "a": 1, "c": 1}', '"b": null, "a": 1']
+    takes(schema_to_regex, schema, ['{"b": null, "a": 1}'], bad)
+    for empty in ({"type": "object"}, {"type": "object", "properties": {}}):
+        takes(schema_to_regex, empty, ["{}"], ["{ }", "", "{}{}"])
+
+
+def test_what_has_a_meaning_in_patterns_is_escaped(schema_to_regex):
+    odd = 'a.b*(c)|[d]{2}+?^$\\ "é"\n-/#&~'
+    text = json.dumps(odd, ensure_ascii=False)
+    other = json.dumps('a_b*(c)|[d]{2}+?^$\\ "é"\n-/#&~', ensure_ascii=False)
+    takes(schema_to_regex, {"const": odd}, [text], [other])
+    takes(schema_to_regex, {"enum": [odd, "x"]}, [text, '"x"'], [other, "x"])
+    takes(
+        schema_to_regex,
+        {"type": "object", "properties": {odd: {"const": 1.5}}},
+        [f"{{{text}: 1.5}}"],
+        [f"{{{other}: 1.5}}", f"{{{text}: 1_5}}"],
+    )
+
+
+def test_choices_stay_apart_from_what_is_around_them(schema_to_regex):
+    inner = {"anyOf": [{"type": "null"}, {"type": "array", "items": {"enum": [1, 2]}}]}
+    schema = {"type": "object", "properties": {"a": inner, "b": {"enum": ["x", True]}}}
+    good = ['{"a": null, "b": "x"}', '{"a": [1, 2], "b": true}', '{"a": [], "b": "x"}']
+    bad = ['{"a": null', 'null, "b": "x"}', '{"a": null, "b": "x"', "true}"]
+    takes(schema_to_regex, schema, good, bad)
+
+
+def test_values_of_any_kind_may_be_chosen(schema_to_regex):
+    values = [
+        None,
+        True,
+        False,
+        0,
+        -1.5,
+        "a",
+        [],
+        [1, "b"],
+        {},
+        {"k": [None], "l": 2},
+        "",
+    ]
+    good = [json.dumps(value) for value in values]
+    takes(schema_to_regex, {"enum": values}, good, ["None", "True", "[1,2]", "{k: 1}"])
+    for value, text in zip(values, good, strict=True):
+        takes(schema_to_regex, {"const": value}, [text], ["7", "", text + text])
+    takes(schema_to_regex, {"type": "string", "enum": ["a"]}, ['"a"'], ['"b"', '""'])
+    takes(schema_to_regex, {"type": "string", "const": "a"}, ['"a"'], ['"b"', '""'])
+
+
+def test_a_list_of_types_is_a_choice(schema_to_regex):
+    schema = {
+        "type": ["string", "null", "array"],
+        "maxLength": 2,
+        "items": {"const": 1},
+    }
+    good = ['"ab"', "null", "[1, 1]", '""']
+    takes(schema_to_regex, schema, good, ['"abc"', "nullnull", "[2]", "1"])
+
+
+def test_what_says_nothing_changes_nothing(schema_to_regex):
+    notes = {"title": "T", "description": "d", "default": 1, "examples": [2]}
+    notes |= {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    takes(schema_to_regex, {"type": "boolean", **notes}, ["true"], ["1", "2"])
+    schema = {
+        **notes,
+        "type": "object",
+        "properties": {"title": {"type": "null", **notes}},
+        "required": ["title"],
+        "additionalProperties": False,
+    }
+    takes(
+        schema_to_regex, schema, ['{"title": null}'], ["{}", '{"title": null, "a": 1}']
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        ({"type": "string", "pattern": "a+"}, "pattern"),
+        ({"type": "integer", "minimum": 3}, "minimum"),
+        ({"$ref": "#/$defs/a", "type": "null"}, "$ref"),
+        ({"oneOf": [{"type": "null"}]}, "oneOf"),
+        ({"const": 1, "multipleOf": 2}, "multipleOf"),
+        ({"type": "array", "items": {"type": "string", "format": "date"}}, "format"),
+        ({"type": "object", "properties": {"a": {"not": {}}}}, "not"),
+        ({"anyOf": [{"type": "null"}, {"type": "null", "if": {}}]}, "if"),
+        ({"type": ["null", "string"], "contentEncoding": "base64"}, "contentEncoding"),
+    ],
+)
+def test_other_keywords_are_refused_by_name(schema_to_regex, schema, names):
+    call = f"schema_to_regex({json.dumps(schema)})"
+    expect.rejects(ValueError, lambda: schema_to_regex(schema), call, names)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "text"},
+        {"properties": {"a": {"type": "null"}}},
+        {"type": "array"},
+        {"type": ["null", "array"]},
+        {"type": "array", "maxItems": 2},
+        {"type": "object", "properties": {"a": {}}},
+        {
+            "type": "object",
+            "properties": {"a": {"type": "null"}},
+            "required": ["a", "b"],
+        },
+        {"type": "object", "required": ["a"]},
+        {"enum": []},
+        {"anyOf": []},
+        {"type": []},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+        {"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 0},
+        {"type": "array", "items": {"type": "null"}, "minItems": 4, "maxItems": 3},
+    ],
+)
+def test_what_we_could_not_obey_is_refused(schema_to_regex, schema):
+    call = f"schema_to_regex({json.dumps(schema)})"
+    expect.rejects(ValueError, lambda: schema_to_regex(schema), call)
+
+
+# Schemas, values and texts that nobody has thought of.
+
+
+def random_schema(r, depth=2):
+    kinds = ["null", "boolean", "integer", "number", "string", "enum", "const"]
+    kind = r.choice(
+        kinds + ["array", "object", "object", "anyOf", "types"] * bool(depth)
+    )
+    if kind == "enum":
+        return {"enum": [random_value(r) for _ in range(r.randrange(1, 4))]}
+    if kind == "const":
+        return {"const": random_value(r)}
+    if kind == "anyOf":
+        return {
+            "anyOf": [random_schema(r, depth - 1) for _ in range(r.randrange(1, 4))]
+        }
+    if kind == "types":
+        return {"type": r.sample(["null", "boolean", "string", "integer"], 2)}
+    schema = {"type": kind}
+    if kind == "string":
+        schema |= random_limits(r, "Length")
+    if kind == "array":
+        schema |= {"items": random_schema(r, depth - 1), **random_limits(r, "Items")}
+    if kind == "object":
+        names = r.sample(["a", "b", "é", "a.b", 'q"', "{", "long name"], r.randrange(4))
+        schema["properties"] = {name: random_schema(r, depth - 1) for name in names}
+        schema["required"] = [name for name in names if r.random() < 0.5]
+        schema["additionalProperties"] = False
+    return schema
+
+
+def random_limits(r, what):
+    limits, least = {}, r.randrange(3)
+    if r.random() < 0.5:
+        limits[f"min{what}"] = least
+    if r.random() < 0.6:
+        limits[f"max{what}"] = least + r.randrange(3)
+    return limits
+
+
+def random_value(r):
+    strings = ["", "a", "x|y", 'q"', "\\", "\n", "é日", "(", "[1]", "a.b"]
+    return r.choice([None, True, False, 0, -7, 2.5, 1e-07, [], [1], {}, *strings])
+
+
+def value_of(schema, r):
+    """A value that is valid under the schema."""
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return r.choice(schema["enum"])
+    if "anyOf" in schema:
+        return value_of(r.choice(schema["anyOf"]), r)
+    kind = schema["type"]
+    if isinstance(kind, list):
+        return value_of({**schema, "type": r.choice(kind)}, r)
+    if kind == "object":
+        return {n: value_of(s, r) for n, s in schema["properties"].items()}
+    what = "Length" if kind == "string" else "Items"
+    least = schema.get(f"min{what}", 0)
+    size = r.randint(least, schema.get(f"max{what}", least + 3))
+    if kind == "array":
+        return [value_of(schema["items"], r) for _ in range(size)]
+    if kind == "string":
+        return "".join(
+            r.choice('ab"\\\n\x00\x1f\x7fé日😀/{}[],: ') for _ in range(size)
+        )
+    if kind == "number":
+        return r.choice([0, -3, 12, 0.5, -1e300, 1e-07, 123456.75])
+    return {"null": None, "boolean": r.random() < 0.5, "integer": r.randrange(-99, 99)}[
+        kind
+    ]
+
+
+def text_of(regex, r) -> bytes:
+    """A text that the regex matches."""
+    if isinstance(regex, Empty):
+        return b""
+    if isinstance(regex, OneOf):
+        return bytes([r.choice(sorted(regex.bytes))])
+    if isinstance(regex, Then):
+        return text_of(regex.first, r) + text_of(regex.second, r)
+    if isinstance(regex, Either):
+        return text_of(r.choice(sorted(regex.options, key=show)), r)
+    return b"".join(text_of(regex.inner, r) for _ in range(r.choice([0, 0, 1, 2, 5])))
+
+
+def test_valid_values_match(schema_to_regex):
+    r = random.Random(5)
+    for _ in range(80):
+        schema = random_schema(r)
+        good = [json.dumps(value_of(schema, r), ensure_ascii=False) for _ in range(4)]
+        takes(schema_to_regex, schema, good)
+
+
+def test_what_matches_is_valid(schema_to_regex):
+    from jsonschema import Draft202012Validator
+
+    r = random.Random(6)
+    for _ in range(80):
+        schema = random_schema(r)
+        pattern, call = pattern_of(schema_to_regex, schema)
+        for _ in range(4):
+            text = text_of(parse(pattern), r).decode()
+            try:
+                value = json.loads(text)
+            except ValueError as error:
+                raise AssertionError(
+                    f"{call} matches {text!r}, which is no JSON: {error}"
+                ) from None
+            errors = [
+                e.message for e in Draft202012Validator(schema).iter_errors(value)
+            ]
+            assert not errors, (
+                f"{call} matches {text!r}, which is not valid: {errors[0]}"
+            )
+
+
+def test_the_schema_stays_as_it_is(schema_to_regex):
+    r = random.Random(7)
+    for _ in range(30):
+        schema = random_schema(r)
+        before = json.dumps(schema)
+        schema_to_regex(schema)
+        assert json.dumps(schema) == before, (
+            f"the schema was changed: {before} became {json.dumps(schema)}"
+        )
+
+
+# --- forced_bytes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "state", "wanted", "hint"),
+    [
+        ((b"abce", b"abde"), b"", b"ab", "c or d may follow: a choice."),
+        ((b"abce", b"abde"), b"abc", b"e", ""),
+        ((b"abce", b"abde"), b"ab", b"", "c or d may follow."),
+        ((b"a", b"ab"), b"", b"a", "After a the text may end: that is a choice, too."),
+        ((b"a", b"ab"), b"a", b"", "The text may end: that is a choice, too."),
+        ((b"a", b"ab"), b"ab", b"", "Nothing follows."),
+        ((b"", b"a"), b"", b"", "The text may end at once."),
+        ((b"\xc3\xa9", b"\xc3\xa8"), b"", b"\xc3", "Bytes are forced, not characters."),
+        ((b"\x00\xff\x00",), b"", b"\x00\xff\x00", "All 256 bytes count."),
+        ((b"a" * 300,), b"a", b"a" * 299, "However long it is."),
+    ],
+)
+def test_forced_bytes_of_words(forced_bytes, words, state, wanted, hint):
+    shown = list(words) if len(words[0]) < 20 else "'a' * 300"
+    call = f"forced_bytes of the words {shown}, after {state!r},"
+    expect.value(forced_bytes(Words(*words), state), wanted, call, hint)
+
+
+def test_forced_bytes_of_a_loop_end(forced_bytes):
+    """x, then (ab)* and c: after x there is a choice, after a there is b alone."""
+    table = Table({0: {"x": 1}, 1: {"a": 2, "c": 3}, 2: {"b": 1}, 3: {}}, {3})
+    for state, wanted in ((0, b"x"), (1, b""), (2, b"b"), (3, b"")):
+        call = f"forced_bytes of x(ab)*c, state {state},"
+        expect.value(forced_bytes(table, state), wanted, call)
+
+
+# --- true_conditional -----------------------------------------------------------------
+
+
+def chances(*probabilities):
+    """A model with these probabilities at each place."""
+    return always([math.log(p) for p in probabilities])
+
+
+def same_chances(got, wanted, call, hint=""):
+    expect.returned(got, dict, call)
+    for text in got:
+        expect.returned(text, tuple, f"a key of {call}")
+        assert all(type(i) is int for i in text), (
+            f"{call} has a key of {text!r}, not ints"
+        )
+    assert set(got) == set(wanted), (
+        f"{call} should have the texts {sorted(wanted)}, not {sorted(got)}."
+        f"{' ' + hint if hint else ''}"
+    )
+    for text, probability in wanted.items():
+        expect.value(got[text], probability, f"{call}, at {text},", hint, 1e-4)
+
+
+def test_conditional_worked_by_hand(true_conditional):
+    got = true_conditional(
+        chances(0.75, 0.25), torch.tensor([[0]]), Words(b"aa", b"ba"), [b"a", b"b"], 2
+    )
+    hint = "Of the accepted texts alone, so that they sum to 1."
+    call = "true_conditional of aa|ba"
+    same_chances(got, {(0, 0): 0.75, (1, 0): 0.25}, call, hint)
+
+
+def test_only_the_given_length_counts(true_conditional):
+    model, vocabulary = chances(0.5, 0.25, 0.25), [b"a", b"b", b"ab"]
+    words = Words(b"a", b"ab", b"aab", b"b")
+    for length, wanted in (
+        (1, {(0,): 0.5, (2,): 0.25, (1,): 0.25}),
+        (2, {(0, 1): 0.5, (0, 2): 0.5}),
+        (3, {(0, 0, 1): 1.0}),
+    ):
+        got = true_conditional(
+            model, torch.tensor([[0]]), words, list(vocabulary), length
+        )
+        call = f"true_conditional of a|ab|aab|b, {length} tokens,"
+        hint = "Two ways to write one text are two texts of tokens."
+        same_chances(got, wanted, call, hint)
+
+
+def test_tokens_without_bytes_take_no_part(true_conditional):
+    got = true_conditional(
+        chances(0.25, 0.25, 0.5),
+        torch.tensor([[0, 1]]),
+        Words(b"a", b"ab"),
+        list(LETTERS),
+        2,
+    )
+    same_chances(got, {(0, 1): 1.0}, "true_conditional of a|ab, 2 tokens,")
+
+
+def test_where_no_text_is_accepted_there_is_no_condition(true_conditional):
+    for words, length in (((b"ab",), 3), ((b"c",), 1)):
+        expect.rejects(
+            ValueError,
+            lambda w=words, n=length: true_conditional(
+                chances(0.5, 0.5), torch.tensor([[0]]), Words(*w), [b"a", b"b"], n
+            ),
+            f"true_conditional of {words}, {length} tokens,",
+        )
+
+
+@MODELS
+def test_a_slow_sum_gives_the_same(true_conditional, make):
+    vocabulary = [b"", b"", b"", b"a", b"b", b"c", b"ab", b"cc"]
+    for seed in range(3):
+        model, ids = make(8, seed=seed), torch.tensor([[3, 5, 4]])
+        scores = {}
+        for text in itertools.product(range(3, 8), repeat=3):
+            written = b"".join(vocabulary[i] for i in text)
+            if not re.fullmatch(b"(ab|c)+a?", written):
+                continue
+            score, so_far = 0.0, ids
+            for token in text:
+                with torch.no_grad():
+                    row = model(so_far).logits[0, -1].double().log_softmax(-1)
+                score += row[token].item()
+                so_far = torch.cat([so_far, torch.tensor([[token]])], -1)
+            scores[text] = score
+        total = sum(math.exp(s) for s in scores.values())
+        wanted = {text: math.exp(s) / total for text, s in scores.items()}
+        table = {0: {"a": 1, "c": 2}, 1: {"b": 2}, 2: {"a": 3, "c": 2}, 3: {"b": 2}}
+        automaton = Table(table, {2, 3})
+        call = f"true_conditional of (ab|c)+a?, 3 tokens, seed {seed},"
+        with expect.unchanged(ids=ids):
+            got = true_conditional(model, ids, automaton, list(vocabulary), 3)
+        hint = "The logits at place i predict the token at place i + 1."
+        same_chances(got, wanted, call, hint)
+
+
+def test_unlikely_texts_keep_their_share(true_conditional):
+    """Accepted texts may have hardly any of the probability: 1e-40 here."""
+    model = always([0.0, -91.0, -92.0])
+    got = true_conditional(
+        model, torch.tensor([[0]]), Words(b"b", b"c"), [b"a", b"b", b"c"], 1
+    )
+    share = 1 / (1 + math.exp(-1))
+    hint = (
+        "exp of the log-probabilities is 0 in float32: subtract first (softmax does)."
+    )
+    same_chances(got, {(1,): share, (2,): 1 - share}, "true_conditional of b|c", hint)
