@@ -402,7 +402,7 @@ def test_no_step_is_computed_twice(Automaton):
         rest.append(time.perf_counter() - start)
     assert min(rest) < 20 * first, (
         "of a pattern with 600 words, 60 more steps with the same state and byte took "
-        f"{min(rest) / first:.0f} times as long as the first one: remember what came out"
+        f"{min(rest) / first:.0f} times as long as the first one: keep what came out"
     )
 
 
