@@ -720,33 +720,27 @@ def test_the_bytes_of_eos_are_no_text(constrained_decode):
 
 
 def test_pick_gets_float32_logits_and_minus_infinity(constrained_decode):
-    seen = []
+    wanted = [[1.0, -INF, -INF, -INF, -INF], [-INF, 2.0, 0.5, -INF, -INF]]
+    wanted.append([-INF, -INF, 0.5, -INF, -INF])
+    steps = []
 
     def watched(logits):
-        seen.append(logits.clone())
+        call = f"the logits for pick, step {len(steps)} of ab?,"
+        expect.tensor(logits, (1, 5), call, torch.float32)
+        hint = ""
+        if (logits[0, 3:] > -INF).any():
+            hint = "Logits beyond the vocabulary are padding: never allowed."
+        expect.same(logits, [wanted[len(steps)]], call, hint)
+        steps.append(logits)
         return greedy(logits)
 
     row = torch.tensor([1.0, 2.0, 0.5, 9.0, 9.0], dtype=torch.bfloat16)
     model = ScriptedModel(lambda ids: row.expand(*ids.shape, -1).clone(), 5)
     call = "constrained_decode with 3 tokens and 5 bfloat16 logits"
-    ids, _ = decoded(
-        constrained_decode(
-            model,
-            torch.tensor(PROMPT),
-            Words(b"a", b"ab"),
-            list(LETTERS),
-            9,
-            watched,
-            2,
-        ),
-        call,
+    got = constrained_decode(
+        model, torch.tensor(PROMPT), Words(b"a", b"ab"), list(LETTERS), 9, watched, 2
     )
-    wanted = [[1.0, -INF, -INF, -INF, -INF], [-INF, 2.0, 0.5, -INF, -INF]]
-    wanted.append([-INF, -INF, 0.5, -INF, -INF])
-    hint = "Logits beyond the vocabulary are padding: never allowed."
-    for n, (got, want) in enumerate(zip(seen, wanted, strict=False)):
-        expect.tensor(got, (1, 5), f"the logits for pick, step {n},", torch.float32)
-        expect.same(got, [want], f"the logits for pick, step {n},", hint)
+    ids, _ = decoded(got, call)
     expect.same_ids(ids, torch.tensor([[*PROMPT[0], 0, 1, 2]]), call)
 
 
