@@ -423,7 +423,7 @@ def without_a_cache(model, ids, automaton, vocabulary, max_new_tokens, pick, eos
         mask = token_mask_(automaton, state, vocabulary, eos_id)
         if not bool(mask.any()):
             break
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = model(input_ids=ids).logits[:, -1, :].float().clone()
         logits[:, mask.numel() :] = -INF
         logits[:, : mask.numel()][:, ~mask] = -INF
@@ -739,7 +739,7 @@ def token_by_token(model, ids, automaton, vocabulary, length):
                 for byte in token:
                     now = None if now is None else automaton.step(now, byte)
                 if now is not None:
-                    grown[*text, i] = (now, score + logprobs[i].item())
+                    grown[(*text, i)] = (now, score + logprobs[i].item())
         alive = grown
     scores = {t: s for t, (state, s) in alive.items() if automaton.accepting(state)}
     if not scores:
