@@ -52,7 +52,7 @@ import matplotlib.pyplot as plt
 
 from course import check
 from course.kit import figures
-from tiny_models import load
+from tiny_models import ScriptedModel, load
 
 model, tokenizer = load()
 eos_id = tokenizer.eos_token_id
@@ -61,8 +61,10 @@ eos_id = tokenizer.eos_token_id
 def chat(question):
     """The ids (1, seq) of a chat prompt."""
     messages = [{"role": "user", "content": question}]
-    options = {"add_generation_prompt": True, "return_tensors": "pt"}
-    return tokenizer.apply_chat_template(messages, **options).input_ids.to(model.device)
+    prompt = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    return prompt.input_ids.to(model.device)
 
 
 # %% [markdown]
@@ -808,15 +810,75 @@ check(schema_to_regex)
 schema = {
     "type": "object",
     "properties": {
-        "city": {"type": "string", "maxLength": 20},
-        "country": {"type": "string", "maxLength": 20},
+        "city": {"type": "string"},
+        "country": {"type": "string"},
         "capital": {"type": "boolean"},
-        "languages": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
     },
 }
 print(schema_to_regex(schema))
 
+
+# %% tags=["nbval-check-output"]
+def about(city):
+    keys = "Use the keys city, country and capital, which is true or false."
+    return chat(f"Describe {city} as a JSON object. {keys}")
+
+
+ids = about("Paris")
+free = model.generate(ids, max_new_tokens=40, do_sample=False)
+print(tokenizer.decode(free[0, ids.shape[1] :]))
+automaton = Automaton(schema_to_regex(schema))
+forced, finished = constrained_decode(
+    model, ids, automaton, vocabulary, 40, pick_greedy, eos_id
+)
+print(finished, tokenizer.decode(forced[0, ids.shape[1] :]))
+
 # %% [markdown]
+# "Guaranteed valid JSON", say the advertisements. **Predict:** is it also valid with
+# `max_new_tokens=20`? Eight cities, both ways, each text cut after so many tokens:
+
+
+# %%
+def is_valid(new):
+    """Whether these tokens are a text that the schema allows."""
+    try:
+        value = json.loads(tokenizer.decode(new, skip_special_tokens=True))
+    except ValueError:
+        return False
+    keys = ["city", "country", "capital"]
+    return (
+        isinstance(value, dict)
+        and list(value) == keys
+        and [type(value[key]) for key in keys] == [str, str, bool]
+    )
+
+
+cities = "Paris Lyon Tokyo Cairo Sydney Vienna Boston Madrid".split()
+texts = {"free": [], "constrained": []}
+for city in cities:
+    ids = about(city)
+    free = model.generate(ids, max_new_tokens=48, do_sample=False)
+    forced, _ = constrained_decode(
+        model, ids, automaton, vocabulary, 48, pick_greedy, eos_id
+    )
+    for name, out in (("free", free), ("constrained", forced)):
+        texts[name].append(out[0, ids.shape[1] :].tolist())
+
+# %%
+budgets = range(1, 49)
+fig, ax = plt.subplots(figsize=(6.5, 2.8))
+for name, colour in (("free", figures.RED), ("constrained", figures.BLUE)):
+    valid = [sum(is_valid(new[:n]) for new in texts[name]) for n in budgets]
+    ax.step(budgets, valid, where="post", label=name, color=colour)
+ax.set(xlabel="max_new_tokens", ylabel=f"valid, of {len(cities)}", ylim=(-0.3, 8.3))
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+
+# %% [markdown]
+# A mask cannot make a text fit into a budget. What is cut is not valid, whichever way it was
+# written. So look at `finished`. An API says it by another name: `finish_reason` is `length`
+# there, not `stop`.
+#
 # ## 7. What is forced
 #
 # In `{"city": "` the model has no choice. Why ask it? *Jump-forward* decoding appends such a
@@ -857,8 +919,104 @@ def forced_bytes(automaton, state) -> bytes:
 # %% tags=["check"]
 check(forced_bytes)
 
+# %% tags=["nbval-check-output"]
+state, told = automaton.start, []
+for byte in json.dumps(
+    {"city": "Paris", "country": "France", "capital": True}
+).encode():
+    told.append("^" if forced_bytes(automaton, state) else " ")
+    state = automaton.step(state, byte)
+print(json.dumps({"city": "Paris", "country": "France", "capital": True}))
+print("".join(told), f"\n{told.count('^')} of {len(told)} bytes are forced")
+
 # %% [markdown]
+# More than half of the text is free of charge: the forced part goes through the model in one
+# call, like a prompt. But the model wants tokens, not bytes. **Predict:** is it enough to call
+# the tokenizer on the forced text?
+
+# %% tags=["nbval-check-output"]
+yes_or_no = schema_to_regex(
+    {"type": "object", "properties": {"answer": {"type": "boolean"}}}
+)
+answer = Automaton(yes_or_no)
+forced = forced_bytes(answer, answer.start).decode()
+whole = tokenizer(forced, return_tensors="pt").input_ids.to(model.device)
+print("forced:", repr(forced), [vocabulary[i] for i in whole[0]])
+print("usual: ", [vocabulary[i] for i in tokenizer('{"answer": true}').input_ids])
+
+# %% [markdown]
+# The forced text ends with a space. By itself it is a token. In the texts that the model has
+# learned from it is the beginning of another one, ` true`. We have built a sequence of tokens
+# that hardly occurs there, and the model does not know how to go on: here is the probability
+# that it gives to all that the mask allows, and what it says.
+
+# %% tags=["nbval-check-output"]
+question = ' Answer as JSON, {"answer": true} or {"answer": false}.'
+for asked in ("Is the whale a fish?", "Is 15 a prime number?", "Is Lyon in France?"):
+    print(asked)
+    for name, part in (
+        ("all forced tokens", whole),
+        ("all but the last", whole[:, :-1]),
+    ):
+        text = torch.cat([chat(asked + question), part], dim=-1)
+        chances = cached_step(model, text, None)[0][0].softmax(-1).cpu()
+        state = after(answer, b"".join(vocabulary[i] for i in part[0]))
+        allowed = token_mask(answer, state, vocabulary, eos_id).nonzero()[:, 0].tolist()
+        kept = sum(chances[i].item() for i in allowed)
+        true = sum(chances[i].item() for i in allowed if b"t" in vocabulary[i])
+        print(f"  {name:18} mass allowed {kept:.3f}   of it `true` {true / kept:.2f}")
+
+# %% [markdown]
+# After the first way nearly nothing of what the model wants is allowed: the mask picks among
+# leftovers. The cure: give back the last token of the forced text, and let the mask force its
+# bytes. Then ` true` as a whole is possible, and the probabilities are those of a text as
+# usual. (In general so many tokens are given back as could still join with what follows. For
+# prompts the same cure is called *token healing*.)
+#
+# ## 8. Endless white space
+#
+# JSON allows spaces and line ends between its parts. It is tempting to allow what the standard
+# allows. **Predict:** what will a model write that was asked for a poem, and may only write
+# `{"lines": ` and a number, with white space wherever it likes?
+
+
+# %%
+def with_space(pattern, space):
+    """A pattern of `schema_to_regex` with other white space between the parts."""
+    for part in (r"\{", ": ", ", "):
+        pattern = pattern.replace(part, part.strip() + space)
+    return pattern.replace(r"\}", space + r"\}")
+
+
+lines = {"type": "object", "properties": {"lines": {"type": "integer"}}}
+poem = chat("Write a poem about the sea.")
+
+# %% tags=["nbval-check-output"]
+for name, space in (("any", r"[ \n\t]*"), ("two at most", r"[ \n\t]{0,2}")):
+    loose = Automaton(with_space(schema_to_regex(lines), space))
+    out, finished = constrained_decode(
+        model, poem, loose, vocabulary, 40, pick_greedy, eos_id
+    )
+    print(f"{name:12} {finished!s:6} {tokenizer.decode(out[0, poem.shape[1] :])!r}")
+
+# %% [markdown]
+# The model wants to write a poem. No token of a poem is allowed. Of what is allowed, a line end
+# is likeliest, and after thirty of them one more is likelier still (lesson 08). Nothing forces it
+# to close the bracket. It would go on to the end of any budget. OpenAI's own documentation
+# warns of this "unending stream of whitespace".
+#
+# The cure is a bound: `{0,2}`, or no choice at all, as in our `schema_to_regex`. The same can
+# happen wherever a pattern has a `*`: digits of an integer, characters of a string. `maxLength`
+# is a bound, too. And the mask is no substitute for the prompt: tell the model which format
+# you want.
+#
 # ## 9. What the mask does to the distribution
+#
+# The mask removes what is not allowed and shares out its probability among the rest, at each
+# step. That looks like the model's own distribution, given the format. **Predict:** the model
+# writes `0` with probability 0.1 and `1` with 0.9, whatever came before. The format is four
+# digits that begin with `0`, or `1000`. How often should `1000` come? And how often does it,
+# under the mask?
 
 # %% [markdown]
 # ### Exercise 12.10 · `true_conditional`
@@ -915,3 +1073,126 @@ def true_conditional(
 
 # %% tags=["check"]
 check(true_conditional)
+
+# %% [markdown]
+# Here is the example, with the true probabilities and those under the mask.
+
+# %% tags=["nbval-check-output"]
+toy = ScriptedModel(lambda ids: torch.tensor([0.1, 0.9]).log().expand(*ids.shape, 2))
+digits, start = (
+    [b"0", b"1", b""],
+    torch.tensor([[0]]),
+)  # EOS, the last one, plays no part
+odd = Automaton("0[01]{3}|1000")
+true = true_conditional(toy, start, odd, digits, 4)
+
+
+def masked_chance(text):
+    """The probability of a text where the mask is applied at each step; its weight."""
+    state, chance, weight = odd.start, 1.0, 1.0
+    for token in text:
+        chances = toy(start).logits[0, -1].softmax(-1)
+        kept = chances[token_mask(odd, state, digits, 2)[:2]].sum().item()
+        chance *= chances[token].item() / kept
+        weight *= kept
+        state = after(odd, digits[token], state)
+    return chance, weight
+
+
+print("text   true   masked")
+for text, chance in true.items():
+    written = "".join(map(str, text))
+    print(f"{written}  {chance:6.3f}  {masked_chance(text)[0]:6.3f}")
+
+# %% [markdown]
+# `1000` should come 9 times in 1,000, and comes 9 times in 10. At the first step both digits are
+# allowed, and the mask changes nothing: `1` is taken as usual. Only then it turns out that the
+# rest has to be `000`, which the model finds absurd. The mask does not look ahead; the true
+# conditional does.
+#
+# The cure is in the numbers that the mask throws away. At each step, note the probability of
+# all that is allowed (the *kept mass*). Their product over a text is its *weight*: exactly
+# what the text's probability under the mask has too much. Two ways to use it:
+#
+# - Accept a text with a probability of its weight, otherwise begin anew: *rejection
+#   sampling*. What is accepted has the true distribution.
+# - Keep all texts, and count each by its weight (*importance weights*).
+
+# %%
+generator = torch.Generator().manual_seed(0)
+texts = list(true)
+masked = torch.tensor([masked_chance(text)[0] for text in texts])
+weights = torch.tensor([masked_chance(text)[1] for text in texts])
+drawn = torch.multinomial(masked, 20_000, replacement=True, generator=generator)
+luck = torch.rand(len(drawn), generator=generator)
+accepted = drawn[luck < weights[drawn]].bincount(minlength=len(texts))
+print(f"accepted: {accepted.sum()} of {len(drawn)} texts")
+
+fig, ax = plt.subplots(figsize=(7.5, 2.8))
+bars = (
+    (
+        "the model's own, given the format",
+        torch.tensor(list(true.values())),
+        figures.BLUE,
+    ),
+    ("with the mask", masked, figures.RED),
+    ("with the mask, and rejection", accepted / accepted.sum(), figures.GREEN),
+)
+for n, (name, heights, colour) in enumerate(bars):
+    places = torch.arange(len(texts)) + 0.27 * (n - 1)
+    ax.bar(places, heights, width=0.25, label=name, color=colour)
+ax.set_xticks(range(len(texts)), ["".join(map(str, text)) for text in texts])
+ax.set(ylabel="probability", ylim=(0, 1))
+ax.legend(loc="upper center")
+plt.show()
+
+# %% [markdown]
+# Nine of ten texts are thrown away: no way is free that asks for what the model itself
+# rarely does. Where prompt and format fit, the weights are near 1, and there is little to
+# mend. That is one more reason to tell the model which format you want.
+#
+# ## Questions
+#
+# 1. A token is allowed where the automaton reads all its bytes. Why must it not end in an
+#    accepting state?
+# 2. Constrained, greedy, and the text is finished. Is it the text that the model finds likeliest
+#    among all that the format allows?
+# 3. A server has 100 clients with 100 schemas. What can they share of what you have written?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Most tokens are parts: after `{"ci` nothing is complete, and yet it is a good beginning. It
+#    is enough that the text can still become complete, which is what "not dead" means.
+# 2. No. Greedy decoding takes the best token at each step, with a mask or without (lesson 09), and
+#    the mask does not look ahead either (section 9).
+# 3. The trie, since it depends on the vocabulary alone. An automaton and its masks belong to a
+#    schema; clients with the same schema share those, too.
+#
+# </details>
+#
+# ## In the wild
+#
+# | what | OpenAI chat API | `transformers` | vLLM (`structured_outputs`) | SGLang | llama.cpp's server |
+# |---|---|---|---|---|---|
+# | choices | an `enum` in a schema | `prefix_allowed_tokens_fn` | `choice` | `regex` | `grammar` |
+# | regular expression | none | the same | `regex` | `regex` | `grammar` |
+# | JSON schema | `response_format` | the same | `json` | `json_schema` | `json_schema` |
+# | grammar | none | the same | `grammar` | `ebnf` | `grammar` (GBNF) |
+# | white space | not published | yours to decide | `whitespace_pattern` | | |
+#
+# vLLM's names before 0.12 were `guided_json`, `guided_regex` and so on. The engines behind are
+# libraries: XGrammar, llguidance (derivatives and a trie, as here), Outlines.
+#
+# ## To read
+#
+# - Brzozowski: *Derivatives of Regular Expressions*, Journal of the ACM, 1964.
+# - Willard, Louf: *Efficient Guided Generation for Large Language Models*, 2023,
+#   [arXiv:2307.09702](https://arxiv.org/abs/2307.09702). From a regex to masks.
+# - Dong et al.: *XGrammar*, 2024, [arXiv:2411.15100](https://arxiv.org/abs/2411.15100). Grammars
+#   that can count brackets.
+# - Park et al.: *Grammar-Aligned Decoding*, NeurIPS 2024,
+#   [arXiv:2405.21047](https://arxiv.org/abs/2405.21047). The distortion of section 9.
+# - Lipkin et al.: *Fast Controlled Generation from Language Models with Adaptive Weighted
+#   Rejection Sampling*, COLM 2025, [arXiv:2504.05410](https://arxiv.org/abs/2504.05410). Weights
+#   without the full mask.
+# - llguidance's notes on [forced tokens](https://github.com/guidance-ai/llguidance/blob/main/docs/fast_forward.md).
