@@ -853,7 +853,7 @@ def is_valid(new):
     )
 
 
-cities = "Paris Lyon Tokyo Cairo Sydney Vienna Boston Madrid".split()
+cities = ["Paris", "Lyon", "Tokyo", "Cairo", "Sydney", "Vienna", "Boston", "Madrid"]
 texts = {"free": [], "constrained": []}
 for city in cities:
     ids = about(city)
