@@ -574,8 +574,9 @@ print("the same mask:", fast.equal(mask))
 # difficulty ★★★ · importance ★★★ · 25 min · our answer: 15 lines
 #
 # Decode one row under an automaton. EOS belongs to the result, as in `generate`. `pick` gets
-# float32 logits `(1, vocab)`, with `-inf` for what is not allowed. Some models have a few more
-# logits than there are tokens (for padding, to a round number): those are never allowed.
+# all logits of the model, float32 `(1, vocab)`, with `-inf` for what is not allowed. Some models
+# have a few more logits than there are tokens (padding, to a round number): those are never
+# allowed, but there. An EOS in the prompt ends nothing.
 # As in lesson 07, n new tokens take n calls of the model, and a dead end takes none.
 #
 # By hand: pattern `ab?`, tokens `a` 0, `b` 1, EOS 2, greedy; the model always likes `b` best,

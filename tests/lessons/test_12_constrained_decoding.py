@@ -711,6 +711,21 @@ def test_a_dead_end_is_not_finished(constrained_decode, word, new):
     )
 
 
+def test_an_eos_in_the_prompt_ends_nothing(constrained_decode):
+    """A chat prompt has one behind each message."""
+    for new, wanted, ends in ((0, [], False), (1, [0], False), (5, [0, 1, 2], True)):
+        call = (
+            f"constrained_decode of ab after a prompt with EOS in it, {new} new tokens,"
+        )
+        prompt = torch.tensor([[0, 2, 1, 2]])
+        got = constrained_decode(
+            always([1.0, 2.0, 0.0]), prompt, Words(b"ab"), list(LETTERS), new, greedy, 2
+        )
+        ids, finished = decoded(got, call)
+        expect.same_ids(ids, torch.tensor([[0, 2, 1, 2, *wanted]]), call)
+        expect.value(finished, ends, f"`finished` of {call}")
+
+
 def test_the_bytes_of_eos_are_no_text(constrained_decode):
     ids, finished, _, call = letters_decode(
         constrained_decode, [1.0, 0.0, 5.0], (b"a</s>", b"ab"), 9, (b"a", b"b", b"</s>")
@@ -985,6 +1000,13 @@ def test_values_of_any_kind_may_be_chosen(schema_to_regex):
         takes(schema_to_regex, {"const": value}, [text], ["7", "", text + text])
     takes(schema_to_regex, {"type": "string", "enum": ["a"]}, ['"a"'], ['"b"', '""'])
     takes(schema_to_regex, {"type": "string", "const": "a"}, ['"a"'], ['"b"', '""'])
+
+
+def test_beside_a_value_nothing_else_is_looked_at(schema_to_regex):
+    one, two, none = {"const": 1}, {"enum": [2]}, {"anyOf": [{"type": "null"}]}
+    takes(schema_to_regex, one | two | none, ["1"], ["2", "null"])
+    takes(schema_to_regex, none | two | {"type": "boolean"}, ["2"], ["null", "true"])
+    takes(schema_to_regex, none | {"type": "boolean"}, ["null"], ["true"])
 
 
 def test_a_list_of_types_is_a_choice(schema_to_regex):
@@ -1268,6 +1290,13 @@ def test_only_the_given_length_counts(true_conditional):
         call = f"true_conditional of a|ab|aab|b, {length} tokens,"
         hint = "Two ways to write one text are two texts of tokens."
         same_chances(got, wanted, call, hint)
+
+
+def test_one_text_in_several_tokens_counts_several_times(true_conditional):
+    model, vocabulary = chances(0.5, 0.1, 0.1, 0.3), [b"a", b"b", b"ab", b"aa"]
+    got = true_conditional(model, torch.tensor([[0]]), Words(b"aab"), vocabulary, 2)
+    call = "true_conditional of aab, 2 tokens of a, b, ab and aa,"
+    same_chances(got, {(0, 2): 0.05 / 0.08, (3, 1): 0.03 / 0.08}, call)
 
 
 def test_tokens_without_bytes_take_no_part(true_conditional):
