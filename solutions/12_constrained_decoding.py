@@ -575,8 +575,8 @@ print("the same mask:", fast.equal(mask))
 #
 # Decode one row under an automaton. EOS belongs to the result, as in `generate`. `pick` gets
 # all logits of the model, float32 `(1, vocab)`, with `-inf` for what is not allowed. Some models
-# have a few more logits than there are tokens (padding, to a round number): those are never
-# allowed, but there. An EOS in the prompt ends nothing.
+# have a few more logits than there are tokens (padding, to a round number): they stay in their
+# places, and are never allowed. An EOS in the prompt ends nothing.
 # As in lesson 07, n new tokens take n calls of the model, and a dead end takes none.
 #
 # By hand: pattern `ab?`, tokens `a` 0, `b` 1, EOS 2, greedy; the model always likes `b` best,
@@ -1040,7 +1040,7 @@ def true_conditional(
             found.append(text)
     if not found:
         raise ValueError(f"no text of {length} tokens is accepted")
-    new = torch.tensor(found, dtype=torch.long, device=ids.device).view(-1, length)
+    new = torch.tensor(found, device=ids.device)  # (texts, length)
     with torch.no_grad():
         logits = model(torch.cat([ids.expand(len(new), -1), new], dim=-1)).logits
     logprobs = logits[:, ids.shape[1] - 1 : -1].double().log_softmax(-1)

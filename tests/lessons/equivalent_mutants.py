@@ -407,4 +407,14 @@ EQUIVALENT = {
         "append(f'request {request.id} → append(f'request x{request.id} (no. 2)": WORDS,
         "} waits with {request.blocks}' → } waits with x{request.blocks}'": WORDS,
     },
+    "constrained_decode": {
+        "1) if fed.item() == eos_id: → 1) if fed == eos_id:": ONE_ROW,
+        "in vocabulary[fed.item()]: state = → in vocabulary[fed]: state =": ONE_ROW,
+        ".bool) allowed[0, :len(mask → .bool) allowed[-1, :len(mask": ONE_ROW,
+    },
+    "forced_bytes": {
+        "(state, possible[0]) return bytes → (state, possible[-1]) return bytes": (
+            "there is one possible byte"
+        ),
+    },
 }

@@ -61,6 +61,7 @@ class Words:
         return after if any(w.startswith(after) for w in self.words) else None
 
     def accepting(self, state):
+        assert state is not None, "`accepting` was asked of the state None"
         return state in self.words
 
 
@@ -71,9 +72,11 @@ class Table:
         self.table, self.ends, self.start = table, accepting, 0
 
     def step(self, state, byte):
+        assert state is not None, "`step` was called with the state None"
         return self.table[state].get(chr(byte))
 
     def accepting(self, state):
+        assert state is not None, "`accepting` was asked of the state None"
         return state in self.ends
 
 
@@ -150,6 +153,20 @@ def test_choices_of_random_tokens(choice_mask):
         )
         call = f"choice_mask({some}, {new}, eos_id=9, vocab_size=10)"
         got = allowed(choice_mask(some, new, 9, 10), 10, call)
+        assert got == wanted, f"{call} should allow {wanted}, not {got}"
+
+
+def test_tokens_are_numbers_not_digits(choice_mask):
+    """1 and 23 are other tokens than 12 and 3."""
+    for new, wanted in (
+        ([1], [23]),
+        ([12], [3]),
+        ([2], []),
+        ([1, 2], []),
+        ([12, 3], [0]),
+    ):
+        call = f"choice_mask([[1, 23], [12, 3]], {new}, eos_id=0, vocab_size=30)"
+        got = allowed(choice_mask([[1, 23], [12, 3]], new, 0, 30), 30, call)
         assert got == wanted, f"{call} should allow {wanted}, not {got}"
 
 
@@ -567,6 +584,32 @@ def test_a_state_that_was_seen_takes_no_steps(TokenTrie):
     again[:] = True
     third = trie.mask(automaton, b"ca")
     expect.same(third, pieces_that_go_on(b"ca"), "the third mask of a state", hint)
+
+
+def test_all_states_that_were_seen_are_remembered(TokenTrie):
+    trie, automaton = TokenTrie(list(PIECES)), Words(*WORDS)
+    for prefix in prefixes():
+        trie.mask(automaton, prefix)
+    number = len(automaton.steps)
+    for prefix in prefixes():
+        got = trie.mask(automaton, prefix)
+        call = f"the second mask of the words {list(WORDS)}, after {prefix!r},"
+        differs_at(got, pieces_that_go_on(prefix), PIECES, call)
+    assert len(automaton.steps) == number, (
+        f"{len(prefixes())} states, each for the second time, took "
+        f"{len(automaton.steps) - number} steps"
+    )
+
+
+def test_an_automaton_that_is_gone_is_not_mixed_up_with_a_new_one(TokenTrie):
+    trie = TokenTrie([b"a", b"b"])
+    for n in range(60):
+        automaton = Words(b"ab"[n % 2 : n % 2 + 1])
+        wanted = [n % 2 == 0, n % 2 == 1]
+        hint = "An id() is given to another object when the first one is gone."
+        call = f"the mask of the word {automaton.words[0]!r}"
+        expect.same(trie.mask(automaton, b""), wanted, call, hint)
+        del automaton
 
 
 def test_two_automata_share_a_trie(TokenTrie):
@@ -1030,9 +1073,10 @@ def test_what_says_nothing_changes_nothing(schema_to_regex):
         "required": ["title"],
         "additionalProperties": False,
     }
-    takes(
-        schema_to_regex, schema, ['{"title": null}'], ["{}", '{"title": null, "a": 1}']
-    )
+    for more in (False, True, {"type": "null"}):
+        schema["additionalProperties"] = more
+        bad = ["{}", '{"title": null, "a": null}']
+        takes(schema_to_regex, schema, ['{"title": null}'], bad)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,17 @@ def eos_is_put_behind_the_choices(choices, new_ids, eos_id, vocab_size):
     return mask
 
 
+@wrong("choice_mask", "test_tokens_are_numbers_not_digits", "should allow [3]")
+def by_their_digits(choices, new_ids, eos_id, vocab_size):
+    """Joins ids to a string, where 1, 23 is 12, 3."""
+    mask = torch.zeros(vocab_size, dtype=torch.bool)
+    n, start = len(new_ids), "".join(map(str, new_ids))
+    for choice in choices:
+        if "".join(map(str, choice)).startswith(start) and len(choice) >= n:
+            mask[choice[n] if n < len(choice) else eos_id] = True
+    return mask
+
+
 # --- accepts_empty --------------------------------------------------------------------
 
 EMPTY_BY_HAND = "test_empty_texts_worked_by_hand"
@@ -553,6 +564,34 @@ class RemembersByStateAlone:
         return self.masks[state].clone()
 
 
+@wrong("TokenTrie", "test_all_states_that_were_seen_are_remembered", "took")
+class RemembersTheLastStateOnly(TokenTrie_):
+    """One mask is kept, and two states take turns."""
+
+    def mask(self, automaton, state):
+        if (automaton, state) not in self.known:
+            self.known.clear()
+        return super().mask(automaton, state)
+
+
+@wrong(
+    "TokenTrie",
+    "test_an_automaton_that_is_gone_is_not_mixed_up_with_a_new_one",
+    "given to another object",
+)
+class RemembersById:
+    """id(automaton) as the key, and the automaton itself is not kept."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary, self.known = vocabulary, {}
+
+    def mask(self, automaton, state):
+        key = (id(automaton), state)
+        if key not in self.known:
+            self.known[key] = TokenTrie_(self.vocabulary).mask(automaton, state)
+        return self.known[key].clone()
+
+
 @wrong("TokenTrie", "test_the_trie_makes_the_masks_of_the_words", "allow token 18")
 class TheRootHasTokens:
     """Tokens without bytes end at the root, and are allowed everywhere."""
@@ -831,6 +870,32 @@ def with_anchors(schema):
 def what_is_required_is_not_looked_at(schema):
     """A required property that nobody describes would be missing from each text."""
     return schema_to_regex_({k: v for k, v in schema.items() if k != "required"})
+
+
+@wrong("schema_to_regex", "test_what_says_nothing_changes_nothing", "more properties")
+def refuses_more_properties(schema):
+    """additionalProperties: true is allowed, and changes nothing."""
+    if schema.get("additionalProperties"):
+        raise ValueError("there are no more properties")
+    return schema_to_regex_(schema)
+
+
+@wrong("schema_to_regex", "test_values_of_any_kind_may_be_chosen", "should match")
+def keys_in_order(schema):
+    """Sorts the keys of a value."""
+    if "const" in schema:
+        return re.escape(
+            json.dumps(schema["const"], ensure_ascii=False, sort_keys=True)
+        )
+    if "enum" in schema and schema["enum"]:
+        return (
+            "(" + "|".join(keys_in_order_({"const": x}) for x in schema["enum"]) + ")"
+        )
+    return schema_to_regex_(schema)
+
+
+def keys_in_order_(schema):
+    return keys_in_order.value(schema)
 
 
 # --- forced_bytes ---------------------------------------------------------------------
