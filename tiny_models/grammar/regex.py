@@ -70,6 +70,7 @@ class Many(Regex):
 
 
 NOTHING, EMPTY = Nothing(), Empty()
+LONGEST = 10_000  # parts of a sequence; more are a mistake, or an attack
 _MADE = WeakValueDictionary()
 
 
@@ -83,7 +84,7 @@ def one_of(allowed) -> Regex:
 
 
 def then(*parts: Regex) -> Regex:
-    """The parts, one behind the other."""
+    """The parts, one behind the other. Raises ValueError above LONGEST parts."""
     flat = []
     for part in parts:
         while isinstance(part, Then):
@@ -92,6 +93,8 @@ def then(*parts: Regex) -> Regex:
         flat.append(part)
     if NOTHING in flat:
         return NOTHING
+    if len(flat) > LONGEST:
+        raise ValueError(f"a sequence of more than {LONGEST} parts")
     flat = [part for part in flat if part != EMPTY]
     result = flat.pop() if flat else EMPTY
     for part in reversed(flat):
