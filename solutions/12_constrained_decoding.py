@@ -13,37 +13,23 @@
 # describes, as fast as a server does it, and you know what that does to the distribution.**
 #
 # You write: `choice_mask`, `accepts_empty`, `derive`, `Automaton`, `token_mask`, `TokenTrie`,
-# `constrained_decode`, `schema_to_regex`, `forced_bytes` and `true_conditional`. About 180
-# minutes. Builds on lesson 07: its `cached_step` comes along in the first cell.
+# `constrained_decode`, `schema_to_regex`, `forced_bytes` and `true_conditional`.
+# About 180 minutes. Builds on lesson 07: its `cached_step` comes along in the first cell.
 
 # %% tags=["setup"]
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 
 from course import carry
-from tiny_models.grammar import (
-    EMPTY,
-    NOTHING,
-    Either,
-    Empty,
-    Many,
-    OneOf,
-    Regex,
-    Then,
-    either,
-    parse,
-    show,
-    then,
-    token_bytes,
-)
+from tiny_models.grammar import EMPTY, NOTHING, either, parse, show, then, token_bytes
+from tiny_models.grammar import Either, Empty, Many, OneOf, Regex, Then
 
 cached_step = carry("cached_step")
 pick_greedy = carry("pick_greedy")
-pick_sample = carry("pick_sample")
 
 # %%
 import textwrap
@@ -303,7 +289,7 @@ class Automaton:
         self.known = {}  # (state, byte): the next state
         ### END SOLUTION
 
-    def step(self, state, byte: int):
+    def step(self, state: Hashable, byte: int) -> Hashable | None:
         """The state after `byte`; None if no accepted text goes on with it."""
         ### BEGIN SOLUTION
         key = (state, byte)
@@ -313,7 +299,7 @@ class Automaton:
         return self.known[key]
         ### END SOLUTION
 
-    def accepting(self, state) -> bool:
+    def accepting(self, state: Hashable) -> bool:
         """Whether the text may end in this state."""
         ### BEGIN SOLUTION
         return accepts_empty(state)
@@ -362,7 +348,9 @@ for text in ('{"city": "Zürich"}', "37.50 €, 日本"):
 
 
 # %% tags=["exercise"]
-def token_mask(automaton, state, vocabulary: list[bytes], eos_id: int) -> torch.Tensor:
+def token_mask(
+    automaton: "Automaton", state: Hashable, vocabulary: list[bytes], eos_id: int
+) -> torch.Tensor:
     """The tokens that may come next.
 
     state: of the automaton. vocabulary: the bytes of each token. Returns (vocab,) bool.
@@ -425,13 +413,19 @@ def graph(automaton):
     return states, depth, edges
 
 
+def spread(depth):
+    """(x, y) of each state: those of one depth in one column."""
+    places = []
+    for n, column in enumerate(depth):
+        above = depth[:n].count(column)
+        places.append((column, (depth.count(column) - 1) / 2 - above))
+    return places
+
+
 # %%
 animals = Automaton("(cat|cow|crow)s?")
 states, depth, edges = graph(animals)
-places = []
-for n, column in enumerate(depth):
-    above = depth[:n].count(column)
-    places.append((column, (depth.count(column) - 1) / 2 - above))
+places = spread(depth)
 fig, ax = plt.subplots(figsize=(9, 4.2))
 for state, (x, y) in zip(states, places, strict=True):
     accepts = animals.accepting(state)
@@ -441,9 +435,7 @@ for state, (x, y) in zip(states, places, strict=True):
     width = 2.8 if accepts else 0.8
     ax.scatter(x, y, s=380, color=figures.SKY, edgecolors="black", linewidths=width)
     told = textwrap.fill(" ".join(tokens), 12)
-    side = {"xytext": (0, 14), "va": "bottom"}
-    if y < 0:  # below, where no arrow comes from above
-        side = {"xytext": (0, -14), "va": "top"}
+    side = {"xytext": (0, -14 if y < 0 else 14), "va": "top" if y < 0 else "bottom"}
     ax.annotate(
         told, (x, y), color=figures.RED, ha="center", textcoords="offset points", **side
     )
@@ -523,7 +515,7 @@ class TokenTrie:
                 ids.append(i)
         ### END SOLUTION
 
-    def mask(self, automaton, state) -> torch.Tensor:
+    def mask(self, automaton: "Automaton", state: Hashable) -> torch.Tensor:
         """The tokens whose bytes the automaton reads from `state` on: (vocab,) bool."""
         ### BEGIN SOLUTION
         key = (automaton, state)
@@ -596,7 +588,7 @@ print("the same mask:", fast.equal(mask))
 def constrained_decode(
     model,
     ids: torch.Tensor,
-    automaton,
+    automaton: "Automaton",
     vocabulary: list[bytes],
     max_new_tokens: int,
     pick: Callable[[torch.Tensor], torch.Tensor],
@@ -877,7 +869,7 @@ plt.show()
 
 
 # %% tags=["exercise"]
-def forced_bytes(automaton, state) -> bytes:
+def forced_bytes(automaton: "Automaton", state: Hashable) -> bytes:
     """The bytes that every accepted text has next, up to the first choice.
 
     An end that is possible is a choice, too.
@@ -1019,7 +1011,11 @@ for name, space in (("any", r"[ \n\t]*"), ("two at most", r"[ \n\t]{0,2}")):
 
 # %% tags=["exercise"]
 def true_conditional(
-    model, ids: torch.Tensor, automaton, vocabulary: list[bytes], length: int
+    model,
+    ids: torch.Tensor,
+    automaton: "Automaton",
+    vocabulary: list[bytes],
+    length: int,
 ) -> dict[tuple[int, ...], float]:
     """P(text | the automaton accepts it), over the texts of `length` tokens.
 

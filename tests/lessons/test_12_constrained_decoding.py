@@ -561,7 +561,7 @@ def test_each_path_is_walked_once(TokenTrie):
     paths = {t[:n] for t in vocabulary for n in range(1, len(t) + 1)}
     automaton = Words(*[bytes(w) for w in itertools.product(b"ab", repeat=6)])
     trie = TokenTrie(list(vocabulary))
-    assert not automaton.steps
+    assert not automaton.steps, "building the trie needs no automaton"
     got = trie.mask(automaton, b"")
     differs_at(got, [bool(t) for t in vocabulary], vocabulary, "a trie of 400 tokens")
     assert sorted(automaton.steps) == sorted(paths), (
