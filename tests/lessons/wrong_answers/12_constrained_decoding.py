@@ -109,7 +109,11 @@ def eos_is_put_behind_the_choices(choices, new_ids, eos_id, vocab_size):
     return mask
 
 
-@wrong("choice_mask", "test_tokens_are_numbers_not_digits", "should allow [3]")
+@wrong(
+    "choice_mask",
+    "test_tokens_are_numbers_not_digits",
+    "should allow [23], not [3, 23]",
+)
 def by_their_digits(choices, new_ids, eos_id, vocab_size):
     """Joins ids to a string, where 1, 23 is 12, 3."""
     mask = torch.zeros(vocab_size, dtype=torch.bool)
