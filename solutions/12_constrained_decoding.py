@@ -668,7 +668,7 @@ SIMPLE = {
     "integer": INTEGER,
     "number": INTEGER + r"(\.[0-9]+)?([eE][-+]?[0-9]+)?",
 }
-# One character in a string: it is itself, or \" \\ \/ \b \f \n \r \t, or \u0000 to \u001f.
+# A character in a string: itself, or \" \\ \/ \b \f \n \r \t, or \u0000 to \u001f.
 CHARACTER = r'([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u00[01][0-9a-f])'
 KEYWORDS = {"const", "enum", "anyOf", "type", "properties", "items"}
 KEYWORDS |= {"minLength", "maxLength", "minItems", "maxItems"}
