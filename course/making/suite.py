@@ -28,6 +28,7 @@ MACHINERY = {
     "tests/making/test_any_model.py": "the lessons with another model",
     "tests/making/test_browser.py": "JupyterLab in a browser",
     "tests/making/test_statistics.py": "how often statistical checks err",
+    "tests/lessons/test_constrained_fuzz.py": "texts of 500 random JSON schemas",
     "tests/learner": "the commands for learners",
     "tests/test_start.py": "the set-up",
 }

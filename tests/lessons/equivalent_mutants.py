@@ -407,4 +407,30 @@ EQUIVALENT = {
         "append(f'request {request.id} → append(f'request x{request.id} (no. 2)": WORDS,
         "} waits with {request.blocks}' → } waits with x{request.blocks}'": WORDS,
     },
+    "constrained_decode": {
+        "1) if fed.item() == eos_id: → 1) if fed == eos_id:": ONE_ROW,
+        "in vocabulary[fed.item()]: state = → in vocabulary[fed]: state =": ONE_ROW,
+        ".bool) allowed[0, :len(mask → .bool) allowed[-1, :len(mask": ONE_ROW,
+    },
+    "forced_bytes": {
+        "(state, possible[0]) return bytes → (state, possible[-1]) return bytes": (
+            "there is one possible byte"
+        ),
+    },
+    "true_conditional": {
+        "=ids.device) with torch.no_grad(): logits = → =ids.device) if True: logits =": (
+            "only slower"
+        ),
+        "0).tolist(), strict=True)) → 0).tolist()))": "the two are of one length",
+        "(), strict=True)) → (), strict=False))": "the two are of one length",
+        "1:-1].double().log_softmax(-1) → 1:-1].log_softmax(-1)": FLOAT32,
+        ", scores.softmax(0).tolist(), → , scores.softmax(-1).tolist(),": (
+            "the scores have one dimension"
+        ),
+        "] - 1:-1].double(). → ] - 1:].double().": (
+            "gather reads as many places as there are new tokens"
+        ),
+        "torch.tensor(found, device=ids.device) with torch. → "
+        "torch.tensor(found) with torch.": ON_THE_CPU,
+    },
 }

@@ -842,7 +842,7 @@ BAD_FIELDS = [
     ({"logit_bias": {"99999": 1}}, "logit_bias", '"99999"'),
     ({"frequency_penalty": 2.5}, "frequency_penalty", "2.5"),
     ({"presence_penalty": -3}, "presence_penalty", "-3"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type", "yaml"),
 ]
 
 

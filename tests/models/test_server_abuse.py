@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny_models.loading
 import tiny_models.server
 from tiny_models import random_llama, serve
+from tiny_models.grammar.schema import regex_of_schema
 from tiny_models.server import ChatRequest
 from tiny_models.toy_tokenizer import toy_tokenizer
 
@@ -192,6 +193,13 @@ def try_all(operation, mode, try_one):
     run()
 
 
+def supported(schema):
+    try:
+        return bool(regex_of_schema(schema))
+    except ValueError:
+        return False
+
+
 def contradictions(request):
     """The fields of a request of which each fits its description but not the rest."""
 
@@ -209,6 +217,12 @@ def contradictions(request):
         fields.add("max_tokens")
     if any(int(token) >= len(toy_tokenizer()) for token in request["logit_bias"]):
         fields.add("logit_bias")
+    if asked := request.get("response_format"):
+        schema = asked.get("json_schema")
+        if (asked["type"] == "json_schema") != bool(schema):
+            fields.add("response_format.json_schema")
+        elif schema and not supported(schema["schema"]):
+            fields.add("response_format.json_schema.schema")
     return fields
 
 

@@ -61,3 +61,10 @@ def test_of_two_right_ones_among_ten_five_draws_miss_both_in_56_of_252():
     assert biased == pytest.approx(0.672, abs=0.0005)
     assert stop(iter("aaabaxx"), 7) == ("a", 5)
     assert stop(iter([*"aaab", None, *"bb"]), 7) == (None, 7)
+
+
+def test_a_mask_turns_the_two_ways_to_write_ab_round():
+    """The exam question of lesson 12."""
+    a, b, ab = 0.5, 0.3, 0.2
+    assert a / (a + ab) == pytest.approx(0.714, abs=1e-3)
+    assert a * b / (a * b + ab) == pytest.approx(0.43, abs=1e-2)

@@ -11,6 +11,7 @@ from tiny_models.engine.request import Output, Request, State
 from tiny_models.engine.sampling import Sampler, Sampling, eos_token_ids
 from tiny_models.engine.scheduler import Plan, Scheduler
 from tiny_models.engine.text import Writer
+from tiny_models.grammar.masks import Constraint
 
 
 class Engine:
@@ -95,7 +96,10 @@ class Engine:
     def _request(
         self, request_id: int, choice: int, ids: list[int], sampling: Sampling
     ) -> Request:
-        sampler = Sampler(sampling, choice, self._model.device)
+        constraint = None
+        if sampling.format is not None:
+            constraint = Constraint(sampling.format, self._tokenizer, self._eos_ids)
+        sampler = Sampler(sampling, choice, self._model.device, constraint)
         writer = Writer(self._tokenizer, self._eos_ids, sampling)
         return Request(request_id, choice, ids, sampling, sampler, writer, len(ids))
 

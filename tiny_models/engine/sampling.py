@@ -17,6 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tiny_models.grammar.regex import Regex
+
 # Below this a division by the temperature overflows; what is left is greedy anyway.
 GREEDY_BELOW = 1e-5
 
@@ -33,6 +35,7 @@ class Sampling:
     logit_bias: token id -> number added to its logit.
     frequency_penalty, presence_penalty: as in the OpenAI API, over the new tokens.
     n: how many answers; answer i has the seed + i.
+    format: what the text must match when it ends by itself; None is any.
     """
 
     max_tokens: int
@@ -47,17 +50,23 @@ class Sampling:
     presence_penalty: float = 0.0
     min_p: float = 0.0
     n: int = 1
+    format: Regex | None = None
 
 
 class Sampler:
     """Picks one answer's tokens, in a random stream of its own.
 
     choice: which of the request's n answers. torch's global generator is left alone.
+    constraint: a processor that comes before all others, for the sampling's format.
     """
 
-    def __init__(self, sampling: Sampling, choice: int, device: torch.device):
+    def __init__(
+        self, sampling: Sampling, choice: int, device: torch.device, constraint=None
+    ):
         self._greedy = sampling.temperature < GREEDY_BELOW
         self._processors = logits_processors(sampling)
+        if constraint is not None:
+            self._processors.insert(0, constraint)
         self._generator = torch.Generator(device)
         if sampling.seed is None:
             self._generator.seed()

@@ -6,13 +6,21 @@ from typing import Any
 from fastapi.responses import Response
 
 from tiny_models.server.idle import IDLE, IDLE_IN_MESSAGE, IDLE_IN_STREAM_OPTIONS
-from tiny_models.server.request import ChatRequest, Message, StreamOptions
+from tiny_models.server.request import (
+    ChatRequest,
+    JSONSchema,
+    Message,
+    ResponseFormat,
+    StreamOptions,
+)
 
 # The objects in a request: at which key, their model, which fields ask for nothing.
 OBJECTS = {
     None: (ChatRequest, IDLE),
     "messages": (Message, IDLE_IN_MESSAGE),
     "stream_options": (StreamOptions, IDLE_IN_STREAM_OPTIONS),
+    "response_format": (ResponseFormat, {}),
+    "json_schema": (JSONSchema, {}),
 }
 
 
@@ -109,8 +117,9 @@ def _explain_one(problem: dict, body: Any) -> APIError:
                 param=path,
                 code="unsupported_parameter",
             )
-        if step in model.model_fields:
-            allowed = model.model_fields[step].description
+        fields = {field.alias or k: field for k, field in model.model_fields.items()}
+        if step in fields:
+            allowed = fields[step].description
             model, idle = OBJECTS.get(step, (None, {}))
     path = shortened(path)
     if kind == "missing":
@@ -120,7 +129,7 @@ def _explain_one(problem: dict, body: Any) -> APIError:
             code="missing_required_parameter",
         )
     if kind == "extra_forbidden":
-        known = [name for name in model.model_fields if name not in idle]
+        known = [f.alias or k for k, f in model.model_fields.items() if k not in idle]
         return APIError(
             f"'{path}' is {shown(problem['input'])}, but this server has no such "
             f"field here. It has: {', '.join(known)}.",

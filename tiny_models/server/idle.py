@@ -29,15 +29,12 @@ class Strict(BaseModel):
     def _null_is_absent(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        required = {k for k, f in cls.model_fields.items() if f.is_required()}
+        fields = {f.alias or k: f for k, f in cls.model_fields.items()}
+        required = {k for k, f in fields.items() if f.is_required()}
         data = {k: v for k, v in data.items() if v is not None or k in required}
         # To explain each of a hundred thousand would hold up the other clients.
-        first = next((k for k in data if k not in cls.model_fields), None)
-        return {k: v for k, v in data.items() if k in cls.model_fields or k == first}
-
-
-class TextFormat(Strict):
-    type: Literal["text"]
+        first = next((k for k in data if k not in fields), None)
+        return {k: v for k, v in data.items() if k in fields or k == first}
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,6 @@ def _only(number: float):
 
 
 NO_TOOLS = "this server has no tools: leave it out and ask in the prompt"
-NO_JSON = (
-    "this server has no JSON mode: leave it out, ask for JSON in the prompt, and check "
-    "the answer"
-)
 NO_SOUND = 'this server answers in text: leave it out, or give ["text"]'
 NO_CHOICE = "there are no tools to choose from: leave it out, or give"
 NOTHING_KEPT = "this server keeps nothing: leave it out, or give"
@@ -85,7 +78,6 @@ IDLE: dict[str, Idle] = {
     "function_call": Idle(Literal["none", "auto"], f'{NO_CHOICE} "none"'),
     "parallel_tool_calls": Idle(bool, f"{NO_CHOICE} true or false"),
     # another kind of answer
-    "response_format": Idle(TextFormat, f'{NO_JSON}; {{"type": "text"}} is allowed'),
     "modalities": Idle(
         Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)], NO_SOUND
     ),

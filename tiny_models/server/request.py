@@ -108,6 +108,26 @@ def _first_wrong_bias(biases: Any) -> Any:
 _IdleInRequest = create_model("_IdleInRequest", __base__=Strict, **fields_of(IDLE))
 
 
+class JSONSchema(Strict):
+    name: str = Field(description="a string; nothing depends on it")
+    description: str | None = Field(None, description="a string; leave it out")
+    strict: bool | None = Field(
+        None, description="true or false; the schema is obeyed either way"
+    )
+    schema_: dict[str, Any] = Field(
+        alias="schema", description="a JSON schema, an object"
+    )
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description='"text", "json_object" or "json_schema"'
+    )
+    json_schema: JSONSchema | None = Field(
+        None, description='an object: {"name": "...", "schema": {...}}'
+    )
+
+
 class ChatRequest(_IdleInRequest):
     """The body of POST /v1/chat/completions. null means the default.
 
@@ -139,6 +159,11 @@ class ChatRequest(_IdleInRequest):
     )
     top_k: Annotated[int, WHOLE] = Field(
         0, ge=0, description="an integer of 0 (off) or more"
+    )
+    response_format: ResponseFormat | None = Field(
+        None,
+        description='an object such as {"type": "json_object"} or {"type": '
+        '"json_schema", "json_schema": {"name": "...", "schema": {...}}}',
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = Field(
         None, description="an integer of at most 64 bits"

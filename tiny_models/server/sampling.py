@@ -1,6 +1,8 @@
 """From a request to what an engine is asked to do."""
 
 from tiny_models.engine import Sampling
+from tiny_models.grammar.regex import Regex
+from tiny_models.grammar.schema import any_object, regex_of_schema
 from tiny_models.server.errors import APIError, shown
 from tiny_models.server.interface import Engine
 from tiny_models.server.request import ChatRequest
@@ -17,6 +19,32 @@ def conversation(chat: ChatRequest) -> list[dict[str, str]]:
         }
         for message in chat.messages
     ]
+
+
+def format_asked_for(chat: ChatRequest) -> Regex | None:
+    """What the text must match, or None. Raises APIError for a schema that we cannot
+    obey."""
+    asked = chat.response_format
+    if asked is not None and (asked.type == "json_schema") != bool(asked.json_schema):
+        raise APIError(
+            "'response_format.json_schema' must be given with the type "
+            '"json_schema", and with no other.',
+            param="response_format.json_schema",
+            code="invalid_value",
+        )
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return any_object()
+    try:
+        return regex_of_schema(asked.json_schema.schema_)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise APIError(
+            f"'response_format.json_schema.schema' cannot be obeyed: {why}.",
+            param="response_format.json_schema.schema",
+            code="invalid_value",
+        ) from None
 
 
 def sampling(
@@ -95,4 +123,5 @@ def sampling(
         frequency_penalty=chat.frequency_penalty,
         presence_penalty=chat.presence_penalty,
         n=chat.n,
+        format=format_asked_for(chat),
     )
