@@ -235,7 +235,7 @@ def tokens_wanted(request):
             content = "".join(part["text"] for part in content)
         role = message["role"].replace("developer", "system")
         # </s> is one token; so it would be in a content, which no example has.
-        assert "s>" not in content
+        assert not any(token in content for token in ("<s>", "</s>", "<pad>"))
         prompt += len(f"<{role}>") + len(content.encode()) + 1
     return prompt + (request["max_tokens"] or request["max_completion_tokens"])
 
