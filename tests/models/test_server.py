@@ -320,7 +320,7 @@ def test_null_means_the_default(server):
     fields = ChatRequest.model_fields
     optional = [name for name, field in fields.items() if not field.is_required()]
     own = [name for name in optional if name not in IDLE]
-    assert len(own) == 15
+    assert len(own) == 16
     nothing = {**dict.fromkeys(optional), "seed": 4, "max_tokens": 24}
     assert text_of(chat(server, **nothing)) == text_of(
         chat(server, seed=4, max_tokens=24, temperature=1, top_p=1, top_k=0)
@@ -1537,8 +1537,8 @@ runpy.run_module("tiny_models.server", run_name="__main__")
                 assert asked.result().json()["error"]["code"] == "shutting_down"
             _, errors = process.communicate(timeout=60)
             assert (process.returncode, errors) == (0, "")
-            # 4 to 5 seconds on cores that four others use as well
-            assert time.monotonic() - start < 8
+            # The prompt would take minutes; a busy machine took 4 to 14 seconds.
+            assert time.monotonic() - start < 20
     finally:
         for process in started:
             process.kill()
