@@ -9,8 +9,8 @@
 # %% [markdown]
 # # 14 · As fast as memory allows
 #
-# **After this lesson a model's step that you have written in Python runs many times faster
-# than `generate`, with the same tokens, and you can say which limit it has reached.**
+# **After this lesson a model's step that you have written in Python runs several times as
+# fast as `generate`, with the same tokens, and you can say which limit it has reached.**
 #
 # You write: `bytes_per_token`, `matvec`, `parallel_matvec`, `rms_norm`, `rotate`, `attend`,
 # `step_by_hand`, `decode_fast`, `quantise_int8`, `unpack_q4_1` and `q4_matvec`.
@@ -109,7 +109,8 @@ def fastest(function, tries=5):
 #
 # The bytes of all matrices that multiply a token's vector: of each layer q, k, v and o,
 # gate, up and down; and the head at the end. Of the embedding only one row is read, and the
-# norms are small: leave both out.
+# norms are small: leave both out. (This model's head *is* its embedding; it counts once, as
+# the head.)
 #
 # By hand: hidden size 4, one layer with 2 heads and 1 key-value head of size 2,
 # intermediate size 8, vocabulary 10. q and o have 4 · 4 weights each, k and v 2 · 4 each,
@@ -155,9 +156,16 @@ for name, bits in (("float32", 32), ("bfloat16", 16), ("int8", 8), ("4-bit block
 # function into machine code when it is called for the first time. `prange` shares a loop
 # among the processor's cores.
 
+
 # %% tags=["kernels"]
-compiled = njit(fastmath=True, error_model="numpy", nogil=True)
-parallel = njit(parallel=True, fastmath=True, error_model="numpy", nogil=True)
+def compiled(function, **options):
+    """By numba; `py_func` is the Python function of one that is compiled already."""
+    python = getattr(function, "py_func", function)
+    return njit(fastmath=True, error_model="numpy", nogil=True, **options)(python)
+
+
+def parallel(function):
+    return compiled(function, parallel=True)
 
 
 # %%
@@ -173,11 +181,15 @@ def read_all(a):
     return out
 
 
+def read_limit():
+    """Bytes a second, of an array of 268 MB."""
+    large = np.ones((64, 1 << 20), np.float32)
+    read_all(large)  # compiles, the first time
+    return large.nbytes / fastest(lambda: read_all(large), 20)
+
+
 torch.set_num_threads(1)
-large = np.ones((64, 1 << 20), np.float32)  # 268 MB
-read_all(large)  # compiles
-limit = large.nbytes / fastest(lambda: read_all(large), 8)
-large = None
+limit = read_limit()
 print(f"{numba.get_num_threads()} threads ({numba.threading_layer()})", end=" ")
 print(f"read {limit / 1e9:.1f} GB/s")
 
@@ -187,11 +199,12 @@ print(f"read {limit / 1e9:.1f} GB/s")
 # comes: torch's, too, and then numba's wait for a core. So torch has all cores while
 # `generate` is timed, and one thread while numba works. The word in brackets is numba's
 # *threading layer*, which starts its threads: `omp` (OpenMP) and `tbb` begin a `prange`
-# in microseconds; `workqueue`, where numba finds neither, takes several times as long,
-# and a step has more than a hundred of them.
+# in microseconds; `workqueue`, where numba finds neither, takes longer, and a step has
+# four of them a layer, and one for the head.
 #
 # Divide, and you have the shortest possible step, whatever the code does. Where is
-# `generate`?
+# `generate`? (The limit is that of this many threads, and of a machine that does nothing
+# else; where it was busy, a later cell measures more.)
 
 # %%
 prompt = "The history of the city begins in the year"
@@ -221,9 +234,9 @@ print(f"the floor in float32  {floor * 1000:5.1f} ms a token")
 print(f"generate              {step * 1000:5.1f} ms a token: {floor / step:.0%} of it")
 
 # %% [markdown]
-# `generate` is not slow because Python is slow: most of the time is spent in the matrix
-# products, which were made for matrices times *matrices*. One row at a time they read more
-# slowly than the memory delivers. (How much more depends on the processor, and on the
+# `generate` is slow not only because Python is slow. Its matrix products were made for
+# matrices times *matrices*: one row at a time they read more slowly than the memory
+# delivers, as section 2 will show. (How much more depends on the processor, and on the
 # library that torch was built with.) Whatever reads at the machine's full speed is faster.
 #
 # ## 2. One kernel
@@ -321,12 +334,14 @@ linear = torch.nn.functional.linear
 torch.set_num_threads(cores)
 rate["torch, one row"] = matrix.nbytes / fastest(lambda: linear(torch_x, torch_matrix))
 torch.set_num_threads(1)
+limit = max(limit, *rate.values(), read_limit())
 for name, value in rate.items():
     print(f"{name:26} {value / 1e9:8.3f} GB/s  {value / limit:6.1%} of the limit")
 
 # %% [markdown]
 # Five lines of Python read as fast as the machine can. That is all there is to it: a kernel
-# that is limited by memory needs no clever arithmetic, only to keep the memory busy.
+# that is limited by memory needs no clever arithmetic, only to keep the memory busy. (Is
+# yours far below? The inner loop should go along a row: its numbers lie side by side.)
 #
 # ## 3. A whole step by hand
 #
@@ -460,8 +475,10 @@ check(attend)
 # (`tiny_models.kernels.Weights`): `qkv`, `o`, `gate_up`, `down`, each
 # (layers, rows, columns), where q, k and v stand below each other in one matrix, and gate
 # and up in another; `head`, (1, vocab, hidden); `embed`, `norm1`, `norm2` (layers, hidden)
-# and `norm`; and in `weights.shape` the numbers `heads`, `kv_heads`, `head_size`, `eps`,
-# `theta`. Two helpers are there: `product(matrix, layer, x)` and `swiglu(gate_up)`.
+# and `norm`; and in `weights.shape` the numbers `layers`, `heads`, `kv_heads`,
+# `head_size`, `eps`, `theta`. Two helpers are there: `product(matrix, layer, x)` and
+# `swiglu(gate_up)`. Multiply with `product` only, and take the number of layers from
+# `weights.shape`: in section 4 the matrices will be no arrays.
 
 # %% [markdown]
 # ### Exercise 14.7 · `step_by_hand`
@@ -566,8 +583,8 @@ def decode_fast(
 check(decode_fast)
 
 # %% [markdown]
-# First with numpy's products, as it stands. `attend` and the two others are compiled: from
-# here on their names stand for the compiled functions. The step itself is your Python.
+# First with numpy's products, as it stands. The four small functions are compiled: from
+# here on their names stand for the compiled ones. The step itself is your Python.
 
 # %% tags=["kernels"]
 rms_norm, rotate, attend, swiglu = map(compiled, (rms_norm, rotate, attend, swiglu))
@@ -601,7 +618,9 @@ with warnings.catch_warnings():
 # %% [markdown]
 # The same tokens as `generate`. Now your whole step compiled. `overload` tells numba what to
 # put in place of `product`, for which kind of matrix. (The step must be Python that numba
-# knows: arrays, slices, loops. Where it refuses yours, its message names the line.)
+# knows: arrays, slices, loops; no `@` or `np.dot`, for which it asks for another package,
+# and no `einsum`. Where it refuses yours, change the function, and run the cells from
+# "First with numpy's products" on again.)
 
 
 # %% tags=["kernels"]
@@ -609,7 +628,7 @@ with warnings.catch_warnings():
 def product_of(matrix, layer, x):
     if isinstance(matrix, types.Array):  # float32
         return lambda matrix, layer, x: shared_matvec(matrix[layer], x)
-    if matrix.count == 3:  # the kernels of section 4
+    if matrix.count == 3:  # Q4 of section 4 has 3 fields, Q8 has 2
         return lambda matrix, layer, x: q4_tiles(matrix.q, matrix.d, matrix.m, layer, x)
     return lambda matrix, layer, x: q8_tiles(matrix.q, matrix.d, layer, x)
 
@@ -624,12 +643,12 @@ measure("by hand, compiled, float32", weights)
 
 # %% [markdown]
 # That is the memory's limit in float32, and your own code has reached most of it. From here
-# on only one thing helps: fewer bytes.
+# on only one thing helps a single text: fewer bytes.
 #
 # ## 4. Fewer bytes
 #
 # The usual way is to round the weights. With 8 bits each row gets a scale, and each weight
-# becomes the nearest of 255 steps.
+# becomes the nearest of 255 values, −127 to 127.
 
 # %% [markdown]
 # ### Exercise 14.9 · `quantise_int8`
@@ -765,7 +784,7 @@ print("bit for bit the float32 weights, in", sum(equal), "of 30 layers")
 # difficulty ★★★ · importance ★★★ · 25 min · our answer: 14 lines
 #
 # The product with a matrix that stays in its blocks: no array of unpacked weights is made.
-# Loops again, for numba.
+# Loops again, for numba, and the rows shared by `prange`.
 #
 # By hand: the block above times a vector of ones: 6.5 + 0 − 30 = −23.5.
 #
@@ -818,11 +837,11 @@ print(f"{took * 1e6:6.0f} µs for the same in float32, as fast as memory allows"
 
 # %% [markdown]
 # Exact, from a sixth of the bytes, and yet no faster than float32: now the arithmetic is
-# the limit. In the file's order the compiler finds no work for its vector instructions: the
-# neighbours of a number belong to the same row, and their products have to be added up.
-# **Change the order, not the values.** Put the same number of R neighbouring rows side by
-# side: then one instruction works on many rows, and sums never run across a vector. Layout
-# alone makes the kernel an order of magnitude faster.
+# the limit. In the file's order there is little for long vectors to do: every 32 numbers
+# come new scales, the bytes have to be taken apart, and the products of neighbours, which
+# belong to the same row, have to be added up across the vector. **Change the order, not the
+# values.** Put the same number of R neighbouring rows side by side: then one instruction
+# works on many rows, and sums never run across a vector.
 
 # %% tags=["kernels"]
 R = 48  # rows of a tile: a multiple of 16, the numbers in the largest vectors
@@ -931,6 +950,13 @@ def packed(raw):
 
 # %%
 bits = packed(raw)
+q4_tiles(*bits.gate_up, 0, h)  # compiles
+took = {"in blocks": fastest(lambda: file_matvec(blocks, h), 20)}
+took["in tiles"] = fastest(lambda: q4_tiles(*bits.gate_up, 0, h), 20)
+for name, seconds_taken in took.items():
+    print(f"{seconds_taken * 1e6:6.0f} µs {name}")
+
+# %%
 raw = weights = None  # room for others
 start = time.perf_counter()
 step_by_hand(bits, 0, new_cache(bits, 1))
@@ -938,7 +964,8 @@ print(f"compiled in {time.perf_counter() - start:.1f} s")
 measure("by hand, compiled, 4 bits", bits)
 
 # %% [markdown]
-# The same Python step, the same tokens, from a sixth of the bytes. `tiny_models.kernels`
+# Layout alone makes the kernel many times as fast. The same Python step, the same tokens,
+# from a sixth of the bytes. `tiny_models.kernels`
 # holds the same idea carried to its end: explicit vectors, a request for the next tile's
 # bytes before they are needed, and threads that stay awake for the whole step (so it needs
 # no threading layer). Its `Decoder` is what lessons 13 and 17 build on. `python start.py
@@ -960,7 +987,9 @@ measure_module("our module, 4 bits", decoder)
 
 # %%
 four_bits = bytes_per_token(model.config, 5)
-four_bits += model.config.vocab_size * model.config.hidden_size * (8.5 - 5) / 8
+head = model.config.vocab_size * model.config.hidden_size
+four_bits += head * (8.5 - 5) / 8  # Q8_0: 34 bytes for 32 weights of the head
+limit = max(limit, read_limit())
 for name, took in seconds.items():
     size = four_bits if "4 bits" in name else bytes_per_token(model.config, 32)
     share = size / took / limit
@@ -1003,10 +1032,10 @@ for width, took in cost.items():
 # %% [markdown]
 # The second token costs little. Two things live on that: a *batch* (the tokens belong to
 # different texts, lesson 17), and *speculation* (they are guesses of one text's
-# continuation, all checked in one call, lesson 13). With float32 weights eight tokens cost
-# hardly more than one; with 4-bit blocks the arithmetic soon becomes the limit, and guesses
-# must be right more often to pay. The module's own speculation looks the guesses up in the
-# text itself. **Predict** the number of calls for 48 tokens of a text that repeats itself:
+# continuation, all checked in one call, lesson 13). With 4-bit blocks the arithmetic soon
+# becomes the limit, and guesses must be right more often to pay. The module's own
+# speculation looks the guesses up in the text itself. **Predict** the number of calls for
+# 48 tokens of a text that repeats itself:
 
 # %%
 given = tokenizer(f"{TEXT}\n\n{TEXT}\n\n{TEXT[:60]}")["input_ids"]
@@ -1046,11 +1075,11 @@ print(f"our module      alone and in a batch differ by {difference}")
 # %% [markdown]
 # Where the first two are not 0, the library has chosen another kernel for another number of
 # rows, and it adds in another order. (Which numbers of rows share a kernel depends on the
-# machine.) In bfloat16, with its 8 significant bits, that is enough to change tokens: then
-# the answer at temperature 0 depends on who else is being served at that moment, and each
-# run of the server may give another one (He, 2025). So "deterministic" holds for the same
-# program, on the same machine, with the same calls, and for no more than that. Ours adds in
-# one order whatever the batch: the bits are the same.
+# machine.) He (2025) shows what it does on GPUs in bfloat16, with its 8 significant bits:
+# there it is enough to change tokens, so the answer at temperature 0 depends on who else is
+# being served at that moment, and each run of the server may give another one. So
+# "deterministic" holds for the same program, on the same machine, with the same calls, and
+# for no more than that. Ours adds in one order whatever the batch: the bits are the same.
 #
 # How often does rounding change a text? Greedy tokens, compared with float32 `generate`:
 

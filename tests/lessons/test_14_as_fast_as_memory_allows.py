@@ -4,6 +4,8 @@ gguf library, generate.
 An answer may be a plain Python function or one that numba has compiled.
 """
 
+import tracemalloc
+
 import gguf
 import numpy as np
 import pytest
@@ -652,3 +654,20 @@ def test_products_of_blocks_are_those_of_float64(q4_matvec):
     wanted = gguf.dequantize(blocks, kind).astype(np.float64) @ x
     call = "q4_matvec of 4 rows of 20 blocks"
     same(q4_matvec(blocks, x), wanted, call, tolerance=1e-4)
+
+
+def test_the_weights_are_never_all_unpacked(q4_matvec):
+    kind = gguf.GGMLQuantizationType.Q4_1
+    blocks = gguf.quantize(random(64, 256), kind)  # 64 KB, if they were float32
+    x = random(256, seed=1)
+    q4_matvec(blocks[:1], x)  # what is made once does not count
+    tracemalloc.start()
+    try:
+        q4_matvec(blocks, x)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 32_000, (
+        f"q4_matvec of 64 rows of 8 blocks should make no array of unpacked weights, "
+        f"which are 65,536 bytes in float32; it took {most:,} bytes at a time"
+    )

@@ -700,3 +700,9 @@ def first_block_only(blocks, x):
 def product_in_float64(blocks, x):
     """The result is float64."""
     return unpack_q4_1(blocks).astype(np.float64) @ x
+
+
+@wrong("q4_matvec", "test_the_weights_are_never_all_unpacked", "no array of unpacked")
+def all_of_them_first(blocks, x):
+    """Unpacks the whole matrix, and multiplies."""
+    return unpack_q4_1(blocks) @ x
