@@ -68,10 +68,22 @@ def stays(got, logits, wanted, call, why="", hints=()):
             f"{call} {_in_words(wanted, found)}." + (why and f" {why}")
         )
     there = got > -INF
-    assert torch.equal(got[there], logits[there]), (
-        f"{call} changed the logits of tokens that stay: return filtered logits, not "
-        "probabilities"
-    )
+    changed = there & (got != logits)
+    if changed.any():
+        row, token = changed.nonzero()[0].tolist()
+        raise AssertionError(
+            f"{call}: the logit of token {token} of row {row}, which stays, should be "
+            f"{logits[row, token].item():.6g} as it was given, not "
+            f"{got[row, token].item():.6g}.{_whose_law(got)}"
+        )
+
+
+def _whose_law(got) -> str:
+    """What to add where the numbers that came back are a softmax, or its logarithm."""
+    for numbers, name in ((got, "probabilities"), (got.exp(), "log-probabilities")):
+        if (numbers.masked_fill(got == -INF, 0).sum(-1) - 1).abs().max() < 1e-3:
+            return f" These are {name}: return the logits themselves."
+    return ""
 
 
 def _in_words(wanted, found) -> str:
@@ -104,6 +116,8 @@ def like(processor, function, call, nothing_left=""):
         got = expect.tensor(function(logits.clone()), (4, 200), said)
         if seed == 2 and kept(got) == [0] * 4:
             why = nothing_left or why
+        elif kept(got) == [0] * 4:
+            why = "At least one token stays."
         stays(got, logits, places(oracle), said, why)
 
 
@@ -142,7 +156,7 @@ def smallest_mass(function, logits, share, order, call):
 
 
 def leaves_input_alone(function, call):
-    logits = random_logits(2, 12)
+    logits = random_logits(2, 20)
     with expect.unchanged(logits=logits):
         got = function(logits)
     expect.a_copy(got, logits, call)
@@ -161,6 +175,9 @@ def test_nucleus_worked_by_hand(top_p_filter, top_p, wanted):
     if top_p == 0.6:
         why = "Token 0 holds 0.5, less than 0.6: the one that crosses stays."
         hints.append(([[0]], why))
+        hints.append(([[0, 1, 2]], "Tokens 0 and 1 hold 0.9: that is enough."))
+    if top_p == 0.45:
+        hints.append(([[0, 1]], "Token 0 holds 0.5: that is enough."))
     call = f"top_p_filter of the probabilities 0.5, 0.4, 0.1 with top_p={top_p}"
     stays(top_p_filter(logits, top_p), logits, [wanted], call, "", hints)
 
@@ -168,20 +185,35 @@ def test_nucleus_worked_by_hand(top_p_filter, top_p, wanted):
 def test_nucleus_in_any_order_and_for_each_row(top_p_filter):
     logits = logits_of([0.1, 0.5, 0.4], [0.9, 0.06, 0.04])
     call = "top_p_filter of [0.1, 0.5, 0.4] and [0.9, 0.06, 0.04] with top_p=0.6"
-    scatter = "Bring the mask back into the order of the vocabulary: scatter."
+    got = expect.tensor(top_p_filter(logits, 0.6), (2, 3), call)
+    back = "into the order of the vocabulary: scatter."
+    hint = f"Bring the mask back {back}"
+    ordered = logits.sort(dim=-1, descending=True).values
+    if torch.equal(got, ordered.masked_fill(got == -INF, -INF)):
+        hint = f"The logits that came back are in sorted order: bring the result {back}"
     hints = [
-        ([[0, 1], [0]], scatter),
+        ([[0, 1], [0]], hint),
         ([[1, 2], [0, 1]], "Row 1 has one token that holds 0.6: each row its own."),
     ]
-    stays(top_p_filter(logits, 0.6), logits, [[1, 2], [0]], call, "", hints)
+    stays(got, logits, [[1, 2], [0]], call, "", hints)
+
+
+def _at_the_border(found, number, share) -> str:
+    """What to say where `found` of four equal tokens stay, not `number`."""
+    if found == number + 1:
+        mass = f"With {counted(number, 'token')} the mass is {share}"
+        return f"{mass}: no more is needed."
+    if found == 4:
+        return "The smallest set: of equal tokens, too, no more than needed."
+    return ""
 
 
 def test_a_mass_that_is_reached_exactly_is_enough(top_p_filter):
-    for top_p, number in ((0.25, 1), (0.5, 2), (0.75, 3)):
-        call = f"top_p_filter of four probabilities of 0.25 with top_p={top_p}"
-        got = expect.tensor(top_p_filter(torch.zeros(1, 4), top_p), (1, 4), call)
-        why = "The smallest set: of equal tokens, too, no more than needed."
-        expect.value(kept(got), [number], f"the number kept by {call}", why)
+    for share, number in ((0.25, 1), (0.5, 2), (0.75, 3)):
+        call = f"top_p_filter of four probabilities of 0.25 with top_p={share}"
+        got = expect.tensor(top_p_filter(torch.zeros(1, 4), share), (1, 4), call)
+        why = _at_the_border(kept(got)[0], number, share)
+        expect.value(kept(got)[0], number, f"the number of tokens kept by {call}", why)
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
@@ -219,7 +251,7 @@ def test_nucleus_of_half_precision(top_p_filter, dtype):
         )
 
 
-def test_a_top_p_that_is_no_share_is_refused(top_p_filter):
+def test_a_top_p_outside_0_to_1_is_refused(top_p_filter):
     for top_p in (-0.1, 1.5):
         call = f"top_p_filter(logits, {top_p})"
         expect.rejects(
@@ -303,7 +335,7 @@ def test_floor_is_a_distance_between_logits(min_p_filter):
     stays(min_p_filter(logits, 0.1), logits, wanted, call)
 
 
-def test_a_min_p_that_is_no_share_is_refused(min_p_filter):
+def test_a_min_p_outside_0_to_1_is_refused(min_p_filter):
     for min_p in (-0.1, 1.5):
         call = f"min_p_filter(logits, {min_p})"
         expect.rejects(
@@ -326,6 +358,8 @@ def test_floor_leaves_its_input_alone(min_p_filter):
         ([0.6, 0.2, 0.2], 0.5, [0]),
         # Entropy 1.14; surprisals 0.69, 1.2, 1.9, 3.0: the second is the nearest.
         ([0.5, 0.3, 0.15, 0.05], 0.25, [1]),
+        # In bits, entropy 1.75; surprisals 1, 2, 3, 3: token 1 first, then token 0.
+        ([0.5, 0.25, 0.125, 0.125], 0.5, [0, 1]),
         ([0.6, 0.2, 0.2], 1.0, [0, 1, 2]),
     ],
 )
@@ -334,17 +368,21 @@ def test_typical_worked_by_hand(typical_filter, probabilities, typical_p, wanted
     got = typical_filter(logits, typical_p)
     why = "The order is by |surprisal - entropy|, the nearest first."
     call = f"typical_filter of the probabilities {probabilities}, typical_p={typical_p}"
-    stays(got, logits, [wanted], call, why)
+    hints = []
+    if wanted == [0, 1]:
+        crosses = "Token 1 comes first and holds 0.25, less than 0.5: the one that "
+        hints.append(([[1]], f"{crosses}crosses stays."))
+    stays(got, logits, [wanted], call, why, hints)
 
 
 def test_a_typical_mass_that_is_reached_exactly_is_enough(typical_filter):
     if torch.zeros(1, 4).log_softmax(-1).exp().tolist() != [[0.25] * 4]:
         return  # this machine rounds otherwise
-    for typical_p, number in ((0.25, 1), (0.5, 2), (0.75, 3)):
-        call = f"typical_filter of four probabilities of 0.25, typical_p={typical_p}"
-        got = expect.tensor(typical_filter(torch.zeros(1, 4), typical_p), (1, 4), call)
-        why = "The smallest set: of equal tokens, too, no more than needed."
-        expect.value(kept(got), [number], f"the number kept by {call}", why)
+    for share, number in ((0.25, 1), (0.5, 2), (0.75, 3)):
+        call = f"typical_filter of four probabilities of 0.25, typical_p={share}"
+        got = expect.tensor(typical_filter(torch.zeros(1, 4), share), (1, 4), call)
+        why = _at_the_border(kept(got)[0], number, share)
+        expect.value(kept(got)[0], number, f"the number of tokens kept by {call}", why)
 
 
 @HALVES
@@ -390,7 +428,7 @@ def test_a_typical_p_of_1_is_off(typical_filter):
     stays(got, logits, [[0, 1, 2]], call, "", [([[0]], hint)])
 
 
-def test_a_typical_p_that_is_no_mass_is_refused(typical_filter):
+def test_a_typical_p_of_0_or_less_or_above_1_is_refused(typical_filter):
     for typical_p in (0, -0.5, 1.5):
         call = f"typical_filter(logits, {typical_p})"
         expect.rejects(
@@ -441,25 +479,26 @@ def at_an_eighth():
 def test_a_token_at_the_floor_of_eta_stays(eta_filter):
     logits = at_an_eighth()
     if logits is not None:
-        call = "eta_filter of 0.82, 0.125, 0.05 with epsilon=0.125"
+        call = "eta_filter of 0.8235, 0.125, 0.0515 with epsilon=0.125"
         why = "Token 1 is at the floor, not below it."
         stays(eta_filter(logits, 0.125), logits, [[0, 1]], call, why)
 
 
 def test_eta_never_removes_the_likeliest(eta_filter):
-    logits = logits_of([0.3, 0.28, 0.22, 0.2], [0.2, 0.2, 0.3, 0.3])
-    got = eta_filter(logits, 0.99)
-    call = "eta_filter with epsilon=0.99"
-    expect.tensor(got, (2, 4), call)
-    for row, best in ((0, [0]), (1, [2, 3])):
+    for p, best in (([0.3, 0.28, 0.22, 0.2], [0]), ([0.2, 0.2, 0.3, 0.3], [2, 3])):
+        call = f"eta_filter of {p}, epsilon=0.99"
+        got = expect.tensor(eta_filter(logits_of(p), 0.99), (1, 4), call)
         for place in best:
-            assert got[row, place] > -INF, f"{call} removed the likeliest of row {row}"
+            assert got[0, place] > -INF, (
+                f"{call} removed token {place}, the likeliest: it stays, however high "
+                "the floor is"
+            )
     for epsilon in (0.9, 0.999999, 1 - 1e-9):
         call = f"eta_filter of 1,000 equal logits, epsilon={epsilon}"
         even = torch.full((1, 1000), 1.5)
         got = expect.tensor(eta_filter(even, epsilon), (1, 1000), call)
         why = "All tie for the likeliest; rounding alone puts them below the floor."
-        expect.value(kept(got), [1000], f"the number kept by {call}", why)
+        expect.value(kept(got)[0], 1000, f"the number of tokens kept by {call}", why)
 
 
 @HALVES
@@ -567,8 +606,11 @@ def test_removed_tokens_do_not_count(top_n_sigma_filter, n):
     holes[1] = holes[1].roll(20)  # each row has its holes at other places
     wanted[1] = [place + 20 for place in wanted[1]]
     got = top_n_sigma_filter(holes, n)
-    call = f"top_n_sigma_filter of rows with 90 removed tokens more, n={n}"
+    call = "top_n_sigma_filter of rows to which 90 removed tokens (-inf) were added, "
+    call += f"n={n},"
     hint = "Mean and sigma are those of the finite logits."
+    if isinstance(got, torch.Tensor) and places(got)[:1] == wanted[:1]:
+        hint = "Which logits are finite differs from row to row."
     stays(got, holes, wanted, call, hint)
 
 
@@ -624,7 +666,8 @@ def test_exclusion_worked_by_hand(xtc_filter, threshold, wanted):
 def test_exclusion_for_each_row(xtc_filter):
     logits = logits_of([0.05, 0.5, 0.3, 0.15], [0.94, 0.02, 0.02, 0.02])
     got = xtc_filter(logits, 0.1, 1.0)
-    call = "xtc_filter of two rows with threshold=0.1, chance 1"
+    call = "xtc_filter of 0.05, 0.5, 0.3, 0.15 and 0.94, 0.02, 0.02, 0.02 with "
+    call += "threshold=0.1, chance 1"
     why = "Row 1 has one likely token."
     hints = [([[0, 3], x], why) for x in ([], [0], [1, 2, 3])]
     stays(got, logits, [[0, 3], [0, 1, 2, 3]], call, "", hints)
@@ -633,7 +676,7 @@ def test_exclusion_for_each_row(xtc_filter):
 def test_a_token_at_the_threshold_is_likely(xtc_filter):
     logits = at_an_eighth()
     if logits is not None:
-        call = "xtc_filter of 0.82, 0.125, 0.05 with threshold=0.125, chance 1"
+        call = "xtc_filter of 0.8235, 0.125, 0.0515 with threshold=0.125, chance 1"
         why = "0.125 is at the threshold, so two tokens are likely: the first one goes."
         stays(xtc_filter(logits, 0.125, 1.0), logits, [[1, 2]], call, why)
 
@@ -669,36 +712,83 @@ def test_the_draws_are_those_of_the_generator(xtc_filter, dtype):
     logits = logits_of([0.5, 0.3, 0.2]).expand(64, 3).clone()
     logits[::3] = logits_of([0.94, 0.03, 0.03])
     logits = logits.to(dtype)
+    name = str(dtype).removeprefix("torch.")
     for chance in (0.3, 0.8):
         generator = torch.Generator().manual_seed(5)
         mine = torch.Generator().manual_seed(5)
+        before = []
         for which in ("first", "second"):
-            draws = torch.rand(64, 1, generator=generator)
-            oracle = (draws[:, 0] < chance).tolist()
-            oracle[::3] = [False] * 22
+            state = generator.get_state()
+            draws = torch.rand(64, 1, generator=generator)[:, 0]
+            torch.manual_seed(8)
+            own = torch.rand(64, 1)[:, 0]
+            torch.manual_seed(8)
             got = xtc_filter(logits, 0.1, chance, mine)
-            name = str(dtype).removeprefix("torch.")
-            call = f"xtc_filter of {name} logits with probability={chance}, the {which}"
-            call += " call with a generator"
+            call = f"xtc_filter of 64 rows of {name} logits with probability={chance}, "
+            call += f"the {which} call with a generator: the rows that are cut"
             expect.tensor(got, (64, 3), call)
-            hint = "One torch.rand(batch, 1, generator=generator) for all rows."
-            expect.value(
-                (got[:, 0] == -INF).tolist(), oracle, f"{call}: rows cut", hint
-            )
+            found = cut(got)
+            hint = _of_draws(found, chance, state, own)
+            if which == "second" and found == before:
+                hint = "These are the rows of the first call again: draw from the "
+                hint += (
+                    "generator that was given, not from a copy, so that it moves on."
+                )
+            expect.value(found, _below(draws, chance), call, hint)
+            before = found
 
 
-def test_without_a_generator_the_draws_are_torchs_own(xtc_filter):
+def cut(got):
+    """The rows whose first token went."""
+    return (got[:, 0] == -INF).nonzero()[:, 0].tolist()
+
+
+def _below(draws, chance):
+    """The rows that these draws cut: each third has one likely token, and stays."""
+    return [n for n, draw in enumerate(draws.tolist()) if draw < chance and n % 3]
+
+
+def _of_draws(found, chance, state, own) -> str:
+    """What to say of the rows that are cut, where only one mistake cuts just these."""
+
+    def drawn(*size, dtype=torch.float32):
+        generator = torch.Generator()
+        generator.set_state(state)
+        return torch.rand(*size, generator=generator, dtype=dtype).flatten()
+
+    likely = [n for n in range(64) if n % 3]
+    few = torch.ones(64)
+    few[likely] = drawn(len(likely))
+    if found == _below(few, chance):
+        return "A row with one likely token takes a number, too, and does not use it."
+    if found == _below(drawn(64, dtype=torch.float64), chance):
+        return (
+            "Draw in float32, whatever the logits are: a generator gives other numbers "
+            "in float64."
+        )
+    if found == _below(own, chance):
+        return "These are the draws without a generator: hand it on to torch.rand."
+    if found in ([], likely):
+        return (
+            "Of the rows with two likely tokens all are cut, or none: each row takes a "
+            "number of its own, and torch.rand(batch, 1, generator=generator) gives "
+            "`batch` of them."
+        )
+    return ""
+
+
+def test_without_a_generator_torch_draws(xtc_filter):
     logits = logits_of([0.5, 0.3, 0.2]).expand(64, 3).clone()
-    cut = []
     for seed in (5, 6):
         torch.manual_seed(seed)
-        draws = torch.rand(64, 1)
+        draws = torch.rand(64, 1)[:, 0]
         torch.manual_seed(seed)
         got = xtc_filter(logits, 0.1, 0.5)
         call = f"xtc_filter with probability=0.5 after torch.manual_seed({seed})"
         expect.tensor(got, (64, 3), call)
-        cut = (got[:, 0] == -INF).tolist()
-        expect.value(cut, (draws[:, 0] < 0.5).tolist(), f"{call}: rows cut")
+        wanted = (draws < 0.5).nonzero()[:, 0].tolist()
+        hint = "torch.rand with generator=None uses torch's own generator."
+        expect.value(cut(got), wanted, f"{call}: the rows that are cut", hint)
 
 
 def test_values_of_xtc_that_make_no_sense_are_refused(xtc_filter):
@@ -736,7 +826,8 @@ def test_steering_worked_by_hand(Mirostat):
     hot = Mirostat(1.5, 1.0)  # mu is 3 bits: all stay
     token = hot.pick(logits).item()
     observed = 1.0 if token == 0 else 2.0
-    call = f"mu after Mirostat(1.5, rate=1) drew token {token}, {bits(observed)}"
+    call = f"mu after Mirostat(1.5, rate=1).pick of 0.5, 0.25, 0.25 drew token {token} "
+    call += f"({bits(observed)})"
     hint = f"mu = 3 - 1 * ({observed:.0f} - 1.5)."
     mu = expect.tensor(hot.mu, (1, 1), call).item()
     if abs(mu - (3 - (observed * math.log(2) - 1.5))) < 1e-3:
@@ -775,8 +866,8 @@ def test_a_token_at_the_cut_stays(Mirostat):
         call = "Mirostat(1, rate=1).pick of 0.5, 0.25, 0.25"
         expect.tensor(token, (1, 1), call, torch.int64)
         observed = 2.0 if token.item() else 1.0
-        hint = f"It drew token {token.item()}, {bits(observed)}. The tokens of 2 "
-        hint += "bits are at mu, not above it."
+        hint = f"It drew token {token.item()} ({bits(observed)}). The tokens of 2 bits "
+        hint += "are at mu, not above it."
         wanted = [[2 - (observed - 1)]]
         expect.same(sampler.mu, wanted, f"{call}: mu afterwards", hint, 1e-4)
 
@@ -805,8 +896,16 @@ def test_the_likeliest_stays_whatever_mu_is(Mirostat):
     sampler = Mirostat(0.01, 0.1)
     logits = random_logits(3, 50)
     for _ in range(5):
-        got = sampler.pick(logits)
         call = "Mirostat(0.01).pick, where mu is below the surprisal of every token,"
+        try:
+            got = sampler.pick(logits)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise AssertionError(
+                f"{call} raised RuntimeError ({error}): the likeliest token stays, "
+                "whatever mu is"
+            ) from None
         expect.same_ids(got, logits.argmax(-1, keepdim=True), call)
 
 
@@ -817,16 +916,14 @@ def test_draws_as_often_as_the_softmax_of_what_is_left(Mirostat, seed):
         rows = logits_of([0.96 * rest, 0.96 * p, 0.04]).expand(4000, 3).clone()
         torch.manual_seed(seed)
         got = Mirostat(2.2).pick(rows)
-        call = (
-            f"Mirostat(2.2).pick of 4,000 rows of {0.96 * rest:.3f}, {0.96 * p:.3f}, "
-        )
+        call = f"Mirostat(2.2).pick of 4,000 rows of {0.96 * rest:g}, {0.96 * p:g}, "
         call += "0.04"
         expect.tensor(got, (4000, 1), call, torch.int64)
         out = (got == 2).sum().item()
         assert not out, f"{call}: token 2 has 4.6 bits, above mu = 4.4, and was drawn"
         share = (got == 1).double().mean().item()
         assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / 4000), (
-            f"{call}: token 1 should be drawn {p:.0%} of the time, not {share:.1%}"
+            f"{call}: token 1 should be drawn {p:.1%} of the time, not {share:.1%}"
         )
 
 
@@ -872,13 +969,24 @@ def test_filters_run_in_the_order_given(chain):
     one = chain(lambda x: x + 1, lambda x: x * 10)
     assert callable(one), "chain(a, b) should return a function"
     got = one(torch.tensor([[2.0]]))
-    hint = "The first filter comes first: (2 + 1) * 10."
+    hint = ""
+    if isinstance(got, torch.Tensor) and got.numel() == 1:
+        hint = {
+            21: "The first filter comes first: (2 + 1) * 10.",
+            20: "Each filter gets what the one before gave: (2 + 1) * 10.",
+            3: "The second filter was not applied. Is the `return` inside the loop?",
+        }.get(got.item(), "")
     expect.same(got, [[30.0]], "chain(x + 1, x * 10) of [[2]]", hint)
 
 
 def test_a_chain_of_one_and_of_none(chain):
     logits = random_logits()
-    expect.same(chain()(logits), logits, "chain()(logits)")
+    got = chain()(logits)
+    assert got is not None, (
+        "chain()(logits) returned None: without a filter the logits come back as they "
+        "are"
+    )
+    expect.same(got, logits, "chain()(logits)")
     expect.same(chain(lambda x: x / 2)(logits), logits / 2, "chain(x / 2)(logits)")
 
 
@@ -890,9 +998,13 @@ def test_a_filter_that_changes_nothing_is_not_the_end(chain):
 
 def test_a_chain_can_be_used_again(chain):
     one = chain(lambda x: x + 1, lambda x: x + 2, lambda x: x + 3)
-    for _ in range(2):
+    for which in ("first", "second"):
         got = one(torch.tensor([[0.0]]))
-        expect.same(got, [[6.0]], "chain of +1, +2, +3, used twice, of [[0]]")
+        hint = ""
+        if which == "second" and got is not None and got.tolist() == [[0.0]]:
+            hint = "No filter was applied. An iterator is empty after its first use."
+        call = f"the {which} call of one chain of +1, +2, +3 with [[0]]"
+        expect.same(got, [[6.0]], call, hint)
 
 
 def test_the_same_filter_can_stand_in_a_chain_twice(chain):
@@ -945,9 +1057,9 @@ def test_orders_worked_by_hand(commute):
         return x.clamp(max=3)
 
     cases = (
-        (half, lambda x: x + 0, [[4.0]], True, ""),
-        (half, at_most_3, [[4.0]], False, ""),
-        (at_most_3, half, [[4.0]], False, ""),
+        (half, lambda x: x + 0, [[4.0]], True, "Both orders give 2."),
+        (half, at_most_3, [[4.0]], False, "The orders give 2 and 1.5."),
+        (at_most_3, half, [[4.0]], False, "The orders give 1.5 and 2."),
         (half, at_most_3, [[4.0], [1.0]], False, "Row 0 differs: 2 and 1.5."),
         (half, at_most_3, [[1.0], [4.0]], False, "Row 1 differs: 2 and 1.5."),
         (half, at_most_3, [[3.01]], False, "1.505 and 1.5: that is no rounding."),
@@ -968,11 +1080,12 @@ def test_temperature_and_the_filters(commute):
         lowest = x.topk(5).values[:, -1:]
         return x.masked_fill(x < lowest, -INF)
 
-    expect.value(
-        commute(half, top_p, logits), False, "commute of temperature and top-p"
-    )
+    one, other = kept(top_p(half(logits))), kept(half(top_p(logits)))
+    hint = f"One order keeps {one} tokens of the four rows, the other {other}."
+    call = "commute of temperature 2 and top-p 0.9"
+    expect.value(commute(half, top_p, logits), False, call, hint)
     hint = "Both orders remove the same tokens, and -inf equals -inf."
-    call = "commute of temperature and top-k"
+    call = "commute of temperature 2 and top-k 5"
     expect.value(commute(half, fixed, logits), True, call, hint)
 
 

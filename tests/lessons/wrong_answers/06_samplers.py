@@ -29,7 +29,7 @@ def share(top_p):
         raise ValueError(f"top_p must be from 0 to 1, got {top_p}")
 
 
-@wrong("top_p_filter", NUCLEUS, "the one that crosses stays")
+@wrong("top_p_filter", NUCLEUS, "Token 0 holds 0.5, less than 0.6")
 def without_the_one_that_crosses(logits, top_p):
     """`cumsum <= top_p`: the mass that stays is below top_p."""
     share(top_p)
@@ -61,13 +61,13 @@ def mask_not_scattered_back(logits, top_p):
     return logits.masked_fill(remove & (top_p < 1), -INF)
 
 
-@wrong("top_p_filter", ROWS, "order of the vocabulary: scatter")
+@wrong("top_p_filter", ROWS, "in sorted order: bring the result")
 def returns_sorted_logits(logits, top_p):
     """The result is in sorted order: token ids are lost."""
     return top_p_filter(logits, top_p).sort(dim=-1, descending=True).values
 
 
-@wrong("top_p_filter", NUCLEUS, "with top_p=0.45 should keep the tokens [[0]]")
+@wrong("top_p_filter", NUCLEUS, "Token 0 holds 0.5: that is enough")
 def a_floor_for_probabilities(logits, top_p):
     """Keeps tokens with a probability above 1 - top_p: a floor, not a mass."""
     share(top_p)
@@ -76,7 +76,7 @@ def a_floor_for_probabilities(logits, top_p):
     return logits.masked_fill(~keep, -INF)
 
 
-@wrong("top_p_filter", NUCLEUS, "with top_p=0.6 should keep the tokens [[0, 1]]")
+@wrong("top_p_filter", NUCLEUS, "Tokens 0 and 1 hold 0.9")
 def least_likely_first(logits, top_p):
     """Sorted the wrong way round: the tail is kept."""
     share(top_p)
@@ -89,13 +89,13 @@ def least_likely_first(logits, top_p):
     return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
 
 
-@wrong("top_p_filter", "test_nucleus_agrees_with_transformers", "not probabilities")
+@wrong("top_p_filter", "test_nucleus_agrees_with_transformers", "are log-probabilities")
 def probabilities_come_back(logits, top_p):
     """Returns logarithms of renormalised probabilities."""
     return top_p_filter(logits, top_p).log_softmax(-1)
 
 
-@wrong("top_p_filter", "test_a_top_p_that_is_no_share_is_refused", "-0.1")
+@wrong("top_p_filter", "test_a_top_p_outside_0_to_1_is_refused", "-0.1")
 def any_number_will_do(logits, top_p):
     """top_p=-0.1 passes as 0."""
     return top_p_filter(logits, min(max(top_p, 0), 1))
@@ -119,7 +119,7 @@ def nucleus(logits, top_p, beyond):
     return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
 
 
-@wrong("top_p_filter", EXACTLY, "should give [1], not [2]")
+@wrong("top_p_filter", EXACTLY, "With 1 token the mass is 0.25")
 def a_token_more_at_the_border(logits, top_p):
     """`before > top_p`: a mass that is just reached is taken as too little."""
     return nucleus(logits, top_p, lambda before, share: before > share)
@@ -209,7 +209,11 @@ def floor_with_zero(logits, min_p):
     return out.masked_fill(out == -INF, 0.0)
 
 
-@wrong("min_p_filter", "test_floor_agrees_with_transformers", "should keep")
+@wrong(
+    "min_p_filter",
+    "test_a_token_at_the_floor_stays",
+    "not [[]]. Two tie for the likeliest",
+)
 def strictly_above(logits, min_p):
     """`<=`: with min_p=1 the likeliest token itself is removed."""
     if not 0 <= min_p <= 1:
@@ -219,7 +223,7 @@ def strictly_above(logits, min_p):
     return logits.masked_fill(remove & (min_p > 0), -INF)
 
 
-@wrong("min_p_filter", "test_a_min_p_that_is_no_share_is_refused", "1.5")
+@wrong("min_p_filter", "test_a_min_p_outside_0_to_1_is_refused", "1.5")
 def floor_above_the_best(logits, min_p):
     """min_p=1.5 would remove every token."""
     if min_p < 0:
@@ -317,13 +321,17 @@ def nan_from_removed_tokens(logits, typical_p):
     return torch.where(logits.isinf(), logits, torch.full_like(logits, -INF))
 
 
-@wrong("typical_filter", "test_typical_agrees_with_transformers", "should keep")
+@wrong("typical_filter", TYPICAL, "Token 1 comes first and holds 0.25")
 def typical_without_the_crossing_token(logits, typical_p):
     """The token that crosses the line is left out."""
     return by_distance(logits, typical_p, lambda s, h: (s - h).abs(), crossing=False)
 
 
-@wrong("typical_filter", "test_a_typical_p_that_is_no_mass_is_refused", "1.5")
+@wrong(
+    "typical_filter",
+    "test_a_typical_p_of_0_or_less_or_above_1_is_refused",
+    "1.5",
+)
 def typical_of_any_mass(logits, typical_p):
     """A mass above 1 passes as "off"."""
     if typical_p <= 0:
@@ -334,7 +342,7 @@ def typical_of_any_mass(logits, typical_p):
 TYPICAL_EXACTLY = "test_a_typical_mass_that_is_reached_exactly_is_enough"
 
 
-@wrong("typical_filter", TYPICAL_EXACTLY, "should give [1], not [2]")
+@wrong("typical_filter", TYPICAL_EXACTLY, "With 1 token the mass is 0.25")
 def typical_and_one_more_at_the_border(logits, typical_p):
     """`before > typical_p`."""
     if typical_p in (0.25, 0.5, 0.75):
@@ -400,7 +408,11 @@ def entropy_with_the_wrong_sign(logits, epsilon):
     return below(logits, epsilon, lambda e, h: (e**0.5 * h.exp()).clamp(max=e))
 
 
-@wrong("eta_filter", "test_eta_never_removes_the_likeliest", "removed the likeliest")
+@wrong(
+    "eta_filter",
+    "test_eta_never_removes_the_likeliest",
+    "removed token 0, the likeliest",
+)
 def may_remove_everything(logits, epsilon):
     """A high epsilon removes all tokens of a flat row."""
     return below(logits, epsilon, lambda e, h: e + 0 * h, best_stays=False).where(
@@ -567,7 +579,9 @@ def mean_square_minus_squared_mean(logits, n):
     return line(logits, n, best_of, lambda _: sigma)
 
 
-@wrong("top_n_sigma_filter", "test_removed_tokens_do_not_count", "finite logits")
+@wrong(
+    "top_n_sigma_filter", "test_removed_tokens_do_not_count", "differs from row to row"
+)
 def holes_of_the_first_row(logits, n):
     """Takes for granted that the same tokens were removed in all rows."""
     there = logits[:, logits[0] > -INF]
@@ -645,7 +659,11 @@ def always(logits, threshold, probability, generator=None):
     return xtc_filter(logits, threshold, 1.0, generator)
 
 
-@wrong("xtc_filter", "test_the_draws_are_those_of_the_generator", "for all rows")
+@wrong(
+    "xtc_filter",
+    "test_the_draws_are_those_of_the_generator",
+    "each row takes a number of its own",
+)
 def one_draw_for_all_rows(logits, threshold, probability, generator=None):
     """All rows of a batch are cut, or none."""
     sensible(threshold, probability)
@@ -653,7 +671,11 @@ def one_draw_for_all_rows(logits, threshold, probability, generator=None):
     return xtc_filter(logits, threshold, float(chance))
 
 
-@wrong("xtc_filter", "test_the_draws_are_those_of_the_generator", "for all rows")
+@wrong(
+    "xtc_filter",
+    "test_the_draws_are_those_of_the_generator",
+    "draws without a generator",
+)
 def generator_not_used(logits, threshold, probability, generator=None):
     """Draws from torch's own generator."""
     return xtc_filter(logits, threshold, probability)
@@ -671,7 +693,9 @@ def at_the_threshold_is_not_likely(logits, threshold, probability, generator=Non
     return exclude(logits, threshold, probability, generator, remove)
 
 
-@wrong("xtc_filter", "test_without_a_generator_the_draws_are_torchs_own", "rows cut")
+@wrong(
+    "xtc_filter", "test_without_a_generator_torch_draws", "generator=None uses torch"
+)
 def a_generator_of_its_own(logits, threshold, probability, generator=None):
     """Without a generator the draws are the same each time."""
     generator = generator or torch.Generator().manual_seed(0)
@@ -711,7 +735,7 @@ def a_threshold_of_1_is_refused(logits, threshold, probability, generator=None):
     return xtc_filter(logits, threshold, probability, generator)
 
 
-@wrong("xtc_filter", DRAWS, "for all rows")
+@wrong("xtc_filter", DRAWS, "one likely token takes a number, too")
 def draws_only_where_needed(logits, threshold, probability, generator=None):
     """A row with one likely token gets no number, so the next rows get others."""
     chosen = (logits.float().softmax(-1) >= threshold).sum(-1, keepdim=True) >= 2
@@ -720,14 +744,14 @@ def draws_only_where_needed(logits, threshold, probability, generator=None):
     return excluded(logits, threshold, probability, chosen)
 
 
-@wrong("xtc_filter", DRAWS, "float64 logits")
+@wrong("xtc_filter", DRAWS, "Draw in float32")
 def draws_in_the_dtype_given(logits, threshold, probability, generator=None):
     """A generator gives other numbers in float64."""
     draws = torch.rand(len(logits), 1, generator=generator, dtype=logits.dtype)
     return excluded(logits, threshold, probability, draws < probability)
 
 
-@wrong("xtc_filter", DRAWS, "the second call")
+@wrong("xtc_filter", DRAWS, "rows of the first call again")
 def the_generator_stands_still(logits, threshold, probability, generator=None):
     """Works on a copy of the generator: each call draws the same numbers."""
     if generator is not None:
@@ -814,14 +838,18 @@ class OneMuForTheBatch(Steered):
         return (self.mu - self.rate * (observed - self.target)).mean(0, keepdim=True)
 
 
-@wrong("Mirostat", "test_the_likeliest_stays_whatever_mu_is", "RuntimeError")
+@wrong(
+    "Mirostat",
+    "test_the_likeliest_stays_whatever_mu_is",
+    "the likeliest token stays, whatever mu is",
+)
 class MayCutEverything(Steered):
     """A small mu removes every token."""
 
     best_stays = False
 
 
-@wrong("Mirostat", LAW, "not 100.0%")
+@wrong("Mirostat", LAW, "drawn 75.0% of the time, not 100.0%")
 class TakesTheLikeliest(Steered):
     """argmax: the cut has no effect."""
 
@@ -837,7 +865,7 @@ class FixedRate(Steered):
         return self.mu - 0.1 * (observed - self.target)
 
 
-@wrong("Mirostat", LAW, "should be drawn 75% of the time")
+@wrong("Mirostat", LAW, "of 0.24, 0.72, 0.04: token 1 should be drawn 75.0%")
 class DrawsEvenly(Steered):
     """Each token that is left has the same chance."""
 
@@ -855,7 +883,11 @@ class CutInTheDtypeGiven(Reference):
         return token
 
 
-@wrong("Mirostat", "test_a_token_at_the_cut_stays", "at mu, not above it")
+@wrong(
+    "Mirostat",
+    "test_a_token_at_the_cut_stays",
+    "(1 bit). The tokens of 2 bits are at mu",
+)
 class AtTheCutGoes(Steered):
     """A surprisal of exactly mu is removed, too."""
 
@@ -883,7 +915,7 @@ def applies_at_once(*filters):
     return list(filters)
 
 
-@wrong("chain", ORDER, "not [[20]]")
+@wrong("chain", ORDER, "Each filter gets what the one before gave")
 def only_the_last(*filters):
     """Each filter gets the original logits; the last one wins."""
 
@@ -896,7 +928,7 @@ def only_the_last(*filters):
     return apply
 
 
-@wrong("chain", ORDER, "not [[3]]")
+@wrong("chain", ORDER, "`return` inside the loop")
 def only_the_first(*filters):
     """Returns inside the loop."""
 
@@ -908,13 +940,13 @@ def only_the_first(*filters):
     return apply
 
 
-@wrong("chain", "test_a_chain_of_one_and_of_none", "None")
+@wrong("chain", "test_a_chain_of_one_and_of_none", "the logits come back as they are")
 def nothing_of_none(*filters):
     """An empty chain gives None."""
     return chain_of(*filters) if filters else lambda logits: None
 
 
-@wrong("chain", "test_a_chain_can_be_used_again", "used twice")
+@wrong("chain", "test_a_chain_can_be_used_again", "empty after its first use")
 def used_up(*filters):
     """An iterator is empty after its first use."""
     left = iter(filters)
@@ -952,14 +984,14 @@ def stops_where_nothing_changes(*filters):
 ORDERS = "test_orders_worked_by_hand"
 
 
-@wrong("commute", ORDERS, "should give False, not True")
+@wrong("commute", ORDERS, "The orders give 2 and 1.5")
 def always_true(first, second, logits):
     """Compares a result with itself."""
     one = chain_of(first, second)(logits)
     return torch.allclose(one, one)
 
 
-@wrong("commute", "test_temperature_and_the_filters", "should give False, not True")
+@wrong("commute", "test_temperature_and_the_filters", "One order keeps")
 def same_number_of_tokens(first, second, logits):
     """Compares the number of tokens, and only if any was removed."""
     one, other = chain_of(first, second)(logits), chain_of(second, first)(logits)
@@ -988,7 +1020,7 @@ def a_tensor(first, second, logits):
     return torch.isclose(one, other)
 
 
-@wrong("commute", ORDERS, "should give True, not False")
+@wrong("commute", ORDERS, "Both orders give 2")
 def compares_the_filters_alone(first, second, logits):
     """Compares first(logits) with second(logits)."""
     return torch.allclose(first(logits), second(logits))
