@@ -17,7 +17,7 @@ cache_bytes = reference("cache_bytes")
 # --- attention_with_cache -------------------------------------------------------------
 
 HAND = "test_attention_worked_by_hand"
-SPLIT = "test_any_split_gives_torchs_attention"
+SPLIT = "test_any_split_gives_the_attention_of_torch"
 
 
 def attend(q, k, v, mask=True, diagonal=None, scale=True, dim=-1):
@@ -91,7 +91,7 @@ def not_scaled(q, k_new, v_new, cache=None):
 LEFT_ALONE = "test_arguments_and_old_cache_are_left_alone"
 
 
-@wrong("attention_with_cache", LEFT_ALONE, "`keys` was changed")
+@wrong("attention_with_cache", LEFT_ALONE, "`cache[0]` was changed")
 def into_the_old_cache(q, k_new, v_new, cache=None):
     """Writes into the tensors that were given."""
     out, grown = attention_with_cache(q, k_new, v_new, cache)
@@ -113,7 +113,7 @@ def scores_in_the_dtype_given(q, k_new, v_new, cache=None):
     return scores.masked_fill(ones, float("-inf")).softmax(-1) @ v, (k, v)
 
 
-@wrong("attention_with_cache", ANY, "cannot be converted")
+@wrong("attention_with_cache", ANY, "Mask with -inf, which every dtype has")
 def a_large_number_for_infinity(q, k_new, v_new, cache=None):
     """-1e9 does not fit float16."""
     k, v = grown(k_new, v_new, cache)
@@ -167,14 +167,14 @@ def cache_not_passed(model, token, cache):
     return output.logits[:, -1].float(), output.past_key_values
 
 
-@wrong("cached_step", STEP, "should be")
+@wrong("cached_step", STEP, "take the last place")
 def first_of_the_new(model, token, cache):
     """The logits of the first new position."""
     output = run(model, token, cache)
     return output.logits[:, 0].float(), output.past_key_values
 
 
-@wrong("cached_step", STEP, "returned None")
+@wrong("cached_step", STEP, "call the model with use_cache=True")
 def no_cache_asked_for(model, token, cache):
     """use_cache=False: there is no cache to return."""
     with torch.no_grad():
@@ -205,7 +205,11 @@ def token_by_token_prefill(model, token, cache):
     return output.logits[:, -1].float(), cache
 
 
-@wrong("cached_step", STEP, "should return a tuple or list, not a Tensor")
+@wrong(
+    "cached_step",
+    STEP,
+    "should return (logits, cache), not one tensor of shape (2, 97)",
+)
 def logits_alone(model, token, cache):
     """The cache is not returned."""
     return cached_step(model, token, cache)[0]
@@ -218,14 +222,16 @@ def prefill_with_gradients(model, token, cache):
     return output.logits[:, -1].float().detach(), output.past_key_values
 
 
-@wrong("cached_step", STEP, "cached_step of tokens 5 and 6")
+@wrong("cached_step", STEP, "Token 5 was not fed")
 def only_the_last_behind_a_cache(model, token, cache):
     """Of several tokens behind a cache only the last is fed."""
     return cached_step(model, token if cache is None else token[:, -1:], cache)
 
 
 @wrong(
-    "cached_step", "test_a_step_is_float32_without_gradients", "should have shape (1, "
+    "cached_step",
+    "test_a_batch_of_one_stays_a_batch",
+    "batch of one text should have shape (1, 97), not (97,)",
 )
 def a_batch_of_one_is_squeezed(model, token, cache):
     """squeeze() drops the batch, too, where it is 1."""
@@ -256,7 +262,7 @@ def by_column(mask):
     return torch.arange(mask.shape[1]).repeat(len(mask), 1)
 
 
-@wrong("position_ids", PLACES, "should be")
+@wrong("position_ids", PLACES, "count along each row")
 def over_the_batch(mask):
     """cumsum over the rows."""
     return (mask.cumsum(0) - 1).clamp(min=0)
@@ -287,7 +293,7 @@ def from_the_first_one_on(mask):
     return (torch.arange(mask.shape[1]) - first).clamp(min=0)
 
 
-@wrong("position_ids", "test_positions_of_a_long_text", "should be 255 at [0, 265]")
+@wrong("position_ids", "test_positions_of_a_long_text", "not in 8 bits")
 def counts_in_bytes(mask):
     """A sum of uint8 begins again after 255."""
     return (mask.cumsum(-1, dtype=torch.uint8).long() - 1).clamp(min=0)
@@ -356,7 +362,7 @@ def mask_of_the_new_token_alone(*arguments):
     return loop(*arguments, shown=lambda mask, width: mask[:, -width:])
 
 
-@wrong("decode_cached", FEEDS, "only the new tokens' positions")
+@wrong("decode_cached", FEEDS, "given 1 token a row and 6 position_ids")
 def positions_of_the_whole_text(*arguments):
     """Positions for all columns, with one token fed."""
     return loop(*arguments, places=lambda mask, width: counted(mask))
@@ -387,7 +393,7 @@ def goes_on_after_the_end(*arguments):
     return loop(*arguments, pad=False)
 
 
-LAST = "test_no_call_after_the_last_token"
+LAST = "test_each_new_token_takes_one_call_of_the_model"
 
 
 @wrong("decode_cached", LAST, "the last token is not fed")
@@ -396,7 +402,11 @@ def a_call_too_many(*arguments):
     return loop(*arguments, extra=1)
 
 
-@wrong("decode_cached", "test_pick_gets_float32", "make it float32")
+@wrong(
+    "decode_cached",
+    "test_pick_chooses_each_token_from_float32_logits",
+    "make it float32",
+)
 def pick_in_bfloat16(*arguments):
     """The model's own dtype."""
     return loop(*arguments, dtype=None)
@@ -408,7 +418,11 @@ def decoding_with_gradients(*arguments):
     return loop(*arguments, grad=True)
 
 
-@wrong("decode_cached", "test_pick_gets_float32", "should be called twice")
+@wrong(
+    "decode_cached",
+    "test_pick_chooses_each_token_from_float32_logits",
+    "for 2 tokens pick should be called 2 times, not 0 times",
+)
 def always_greedy(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
     """pick is not used."""
     return loop(
@@ -445,7 +459,9 @@ def at_least_one_token(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
     return loop(model, ids, mask, max(max_new_tokens, 1), pick, eos_ids, pad_id)
 
 
-@wrong("decode_cached", "test_prompt_and_mask_stay", "`mask` was changed")
+@wrong(
+    "decode_cached", "test_prompt_and_mask_stay", "cumsum without _ makes a new tensor"
+)
 def positions_in_place(model, ids, mask, *rest):
     """The mask becomes the positions of its tokens."""
     out = loop(model, ids, mask.clone(), *rest)
@@ -453,7 +469,7 @@ def positions_in_place(model, ids, mask, *rest):
     return out
 
 
-@wrong("decode_cached", LAST, "the number of tokens fed by decode_cached with 20")
+@wrong("decode_cached", LAST, "fed 12 tokens a row, not 1: the cache holds")
 def a_fresh_cache_every_8_tokens(*arguments):
     """Feeds the whole text again from time to time."""
     return loop(*arguments, fresh=8)
@@ -470,7 +486,7 @@ def checked(cache, n):
         raise ValueError(f"n is {n}")
 
 
-@wrong("rollback", AS_IT_WAS, "work on a copy")
+@wrong("rollback", AS_IT_WAS, "work on a deep copy")
 def in_place_rollback(cache, n):
     """Crops the cache that was given."""
     checked(cache, n)
@@ -479,7 +495,7 @@ def in_place_rollback(cache, n):
     return cache
 
 
-@wrong("rollback", AS_IT_WAS, "work on a copy")
+@wrong("rollback", AS_IT_WAS, "copy.copy shares the layers")
 def shallow_copy(cache, n):
     """copy.copy shares the layers."""
     checked(cache, n)
@@ -515,7 +531,11 @@ def positive_crop(cache, n):
     return shorter
 
 
-@wrong("rollback", "test_more_than_there_is_cannot_be_rolled_back", "by 7")
+@wrong(
+    "rollback",
+    "test_more_than_there_is_cannot_be_rolled_back",
+    "it returned a cache of length",
+)
 def more_than_there_is(cache, n):
     """Removes what there is, in silence."""
     if n < 0:
@@ -523,7 +543,9 @@ def more_than_there_is(cache, n):
     return rollback(cache, min(n, cache.get_seq_length()))
 
 
-@wrong("rollback", "test_more_than_there_is_cannot_be_rolled_back", "should be empty")
+@wrong(
+    "rollback", "test_all_tokens_can_be_rolled_back", "by 6 should have length 0, not 1"
+)
 def not_all(cache, n):
     """Keeps at least one token."""
     checked(cache, n)
@@ -542,7 +564,7 @@ def one_cache_for_all(model, prefix_ids, suffixes):
     return [cached_step(model, suffix, cache)[0] for suffix in suffixes]
 
 
-@wrong("reuse_prefix", PREFIXED, "the logits of suffix 0")
+@wrong("reuse_prefix", PREFIXED, "the logits of the suffix alone")
 def suffix_alone(model, prefix_ids, suffixes):
     """The prefix is left out."""
     cached_step(model, prefix_ids, None)
@@ -585,7 +607,7 @@ def in_the_dtype_of_the_model(model, prefix_ids, suffixes):
     return [x.to(model.dtype) for x in reuse_prefix(model, prefix_ids, suffixes)]
 
 
-@wrong("reuse_prefix", PREFIXED, "the logits of suffix 3")
+@wrong("reuse_prefix", PREFIXED, "These are the logits of suffix 0, [50, 51]")
 def known_by_length_and_last_token(model, prefix_ids, suffixes):
     """Suffixes that end alike share their logits."""
     known = {(s.shape[1], s[0, -1].item()): s for s in reversed(suffixes)}
@@ -629,7 +651,11 @@ def one_layer(config, batch, seq, dtype):
     return cache_bytes(config, batch, seq, dtype) // config.num_hidden_layers
 
 
-@wrong("cache_bytes", "test_bytes_are_those_of_a_real_cache", "AttributeError")
+@wrong(
+    "cache_bytes",
+    "test_bytes_are_those_of_a_real_cache",
+    "take num_attention_heads and hidden_size // num_attention_heads",
+)
 def llama_only(config, batch, seq, dtype):
     """GPT-2 has no num_key_value_heads."""
     heads, dim = config.num_key_value_heads, config.head_dim

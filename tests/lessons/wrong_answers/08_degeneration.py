@@ -110,7 +110,7 @@ def one_for_the_batch(model, ids, mask, start=1):
 @wrong(
     "perplexity",
     "test_start_counts_places_of_the_padded_batch",
-    "padding on the left is counted, too",
+    "start is a place in the padded row",
 )
 def start_counts_real_tokens(model, ids, mask, start=1):
     """The first `start` tokens of the text, wherever it begins."""
@@ -119,7 +119,11 @@ def start_counts_real_tokens(model, ids, mask, start=1):
     return (torch.where(counts, surprisal, 0).sum(-1) / counts.sum(-1)).exp()
 
 
-@wrong("perplexity", "test_start_counts_places_of_the_padded_batch", "also where start")
+@wrong(
+    "perplexity",
+    "test_start_counts_places_of_the_padded_batch",
+    "Row 2 ends in padding, which never counts",
+)
 def padding_counts_behind_start(model, ids, mask, start=1):
     """The mask is dropped where start is given: only right if start is behind it."""
     surprisal, counts = scored(model, ids, mask, start)
@@ -186,7 +190,7 @@ def with_gradients(model, ids, mask, start=1):
 @wrong(
     "perplexity",
     "test_one_call_with_mask_and_positions_and_no_gradient",
-    "called the model 2 times",
+    "called the model 2 times, not once",
 )
 def one_call_a_row(model, ids, mask, start=1):
     """Right for one row, slow for many."""
@@ -293,7 +297,11 @@ def tokens_in_any_order(ids, n):
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-@wrong("rep_n", "test_a_text_shorter_than_n_does_not_repeat", "ZeroDivisionError")
+@wrong(
+    "rep_n",
+    "test_a_text_shorter_than_n_does_not_repeat",
+    "rep_n([], 4) raised ZeroDivisionError. Without any n-gram",
+)
 def divides_by_zero(ids, n):
     """A short text has no n-grams."""
     above_0(n)
@@ -337,7 +345,11 @@ def short_tensors_pass(ids, n):
     return reference("rep_n")(ids, n)
 
 
-@wrong("rep_n", "test_n_grams_of_no_tokens_are_refused", "rep_n([], 0)")
+@wrong(
+    "rep_n",
+    "test_an_n_of_0_or_less_is_refused_for_an_empty_text_too",
+    "rep_n([], 0) should raise ValueError",
+)
 def n_is_not_looked_at_without_tokens(ids, n):
     """An empty text returns 0 before n is looked at."""
     return reference("rep_n")(ids, n) if len(ids) else 0.0
@@ -499,7 +511,11 @@ def counts_of_all_rows(logits, ids, frequency, presence):
     return logits - frequency * counts - presence * (counts > 0)
 
 
-@wrong("frequency_presence", "test_counts_agree_with_a_loop", "should be")
+@wrong(
+    "frequency_presence",
+    "test_counts_agree_with_a_loop",
+    "not divided by the length of the text",
+)
 def relative_frequency(logits, ids, frequency, presence):
     """Divides by the length: right for the length 3 of the example alone."""
     counts = counted(logits, ids)
@@ -832,7 +848,7 @@ def without_a_cap(logits, ids, multiplier, base, allowed_length):
     return punished(logits, ids, cost)
 
 
-@wrong("dry", "test_off_is_off_for_a_long_repetition_too", "OverflowError")
+@wrong("dry", "test_off_is_off_for_a_long_repetition_too", "raised OverflowError (34")
 def computes_though_it_is_off(logits, ids, multiplier, base, allowed_length):
     """0 times what is too large for a float."""
     return without_a_cap.value(logits, ids, multiplier, base, allowed_length)
@@ -844,7 +860,11 @@ def matches_in_the_last_64(logits, ids, multiplier, base, allowed_length):
     return reference("dry")(logits, ids[:, -64:], multiplier, base, allowed_length)
 
 
-@wrong("dry", "test_what_dry_cannot_mean_is_refused", "dry(logits, ids, 0.0, 0.5, 2)")
+@wrong(
+    "dry",
+    "test_a_negative_multiplier_a_base_or_a_length_below_1_are_refused",
+    "dry(logits, ids, 0.0, 0.5, 2)",
+)
 def off_before_anything_is_looked_at(logits, ids, multiplier, base, allowed_length):
     """A multiplier of 0 hides that base and allowed_length mean nothing."""
     if multiplier == 0:
@@ -914,7 +934,7 @@ def split_at_single_spaces(texts, n):
 @wrong(
     "distinct_n",
     "test_texts_without_n_grams_have_none_that_differ",
-    "ZeroDivisionError",
+    "raised ZeroDivisionError. Without any n-gram",
 )
 def no_texts_no_answer(texts, n):
     """Divides by zero."""
@@ -933,7 +953,11 @@ def splits_in_place(texts, n):
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-@wrong("distinct_n", "test_n_grams_of_no_words_are_refused", "distinct_n([], 0)")
+@wrong(
+    "distinct_n",
+    "test_an_n_of_0_or_less_is_refused_without_texts_too",
+    "distinct_n([], 0) should raise ValueError",
+)
 def n_is_looked_at_text_by_text(texts, n):
     """Without texts nothing looks at n."""
     grams = []
@@ -1112,7 +1136,7 @@ def takes_each_text_out(texts):
 # --- mauve_small ----------------------------------------------------------------------
 
 EQUAL, DISJOINT = "test_equal_sets_are_alike", "test_disjoint_sets_are_not_alike"
-PUBLISHED = "test_mauve_agrees_with_its_authors_program"
+PUBLISHED = "test_mauve_agrees_with_the_program_of_its_authors"
 FOLLOWS = "test_the_number_of_clusters_follows_the_smaller_set"
 
 
