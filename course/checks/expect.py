@@ -86,7 +86,7 @@ def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
     returned(got, object, call)
     if isinstance(expected, float) and isinstance(got, torch.Tensor):
         raise AssertionError(
-            f"{call} should return a float, not a Tensor: .item() makes one of "
+            f"{call} should return a float, not a Tensor: .item() makes a float of "
             f"{show(got)}"
         )
     if isinstance(expected, float) and isinstance(got, (int, float)):

@@ -36,7 +36,7 @@ def scored(model, ids, mask, start, shift=1, positions=True, no_grad=True, upcas
     return surprisal, counts
 
 
-@wrong("perplexity", BY_HAND, "logits[:, i] predict the token at i + 1")
+@wrong("perplexity", BY_HAND, "predict the token at place i + 1, not at place i")
 def not_shifted(model, ids, mask, start=1):
     """The logits at a place are taken for those of its own token."""
     surprisal, counts = scored(model, ids, mask, start, shift=0)
@@ -399,7 +399,7 @@ def negative_ones_left_out(logits, ids, penalty):
     return logits.scatter(-1, ids, torch.where(seen > 0, seen / penalty, seen))
 
 
-@wrong("repetition_penalty", PENALTY, "should be [[1, -4, 1]]")
+@wrong("repetition_penalty", PENALTY, "Divide a positive logit: 2 / 2")
 def subtracts(logits, ids, penalty):
     """The other family of penalties."""
     positive(penalty)
@@ -513,8 +513,8 @@ def counts_of_all_rows(logits, ids, frequency, presence):
 
 @wrong(
     "frequency_presence",
-    "test_counts_agree_with_a_loop",
-    "not divided by the length of the text",
+    "test_the_length_of_the_text_plays_no_part",
+    "The count itself, not divided by the length",
 )
 def relative_frequency(logits, ids, frequency, presence):
     """Divides by the length: right for the length 3 of the example alone."""
@@ -596,7 +596,7 @@ def n_tokens_as_the_beginning(logits, ids, n):
     return logits
 
 
-@wrong("no_repeat_ngram", BANS, "should give [[7]], not [[5, 6, 7]]")
+@wrong("no_repeat_ngram", BANS, "should give [7], not [5, 6, 7]")
 def every_token_of_the_text(logits, ids, n):
     """Forbids all that was there, for every n."""
     above_0(n)
@@ -863,7 +863,7 @@ def matches_in_the_last_64(logits, ids, multiplier, base, allowed_length):
 @wrong(
     "dry",
     "test_a_negative_multiplier_a_base_or_a_length_below_1_are_refused",
-    "dry(logits, ids, 0.0, 0.5, 2)",
+    "multiplier=0.0, base=0.5, allowed_length=2",
 )
 def off_before_anything_is_looked_at(logits, ids, multiplier, base, allowed_length):
     """A multiplier of 0 hides that base and allowed_length mean nothing."""
@@ -1165,20 +1165,20 @@ def curve(p, q, c=5.0, towards=False, mixtures=101, ends=True):
     return torch.cat([one, x, zero]), torch.cat([zero, y, one])
 
 
-@wrong("mauve_small", "test_equal_sets_are_alike", ".item() makes one of")
+@wrong("mauve_small", "test_equal_sets_are_alike", ".item() makes a float of")
 def a_tensor_in_place_of_a_number(p_features, q_features):
     """trapezoid returns a tensor without dimensions."""
     return torch.tensor(reference("mauve_small")(p_features, q_features))
 
 
-@wrong("mauve_small", EQUAL, "the area between (1, 0) and (0, 1) is 1")
+@wrong("mauve_small", EQUAL, "should give 1, not 0. With P = Q")
 def without_the_ends(p_features, q_features):
     """The curve is not led to the axes: for P = Q it is a point without an area."""
     x, y = curve(*shares(p_features, q_features))
     return -torch.trapezoid(y[1:-1], x[1:-1]).item()
 
 
-@wrong("mauve_small", EQUAL, "should give 1, not -1")
+@wrong("mauve_small", EQUAL, "that is minus the area")
 def the_sign_of_the_area(p_features, q_features):
     """x falls, so the trapezoids are negative."""
     x, y = curve(*shares(p_features, q_features))
@@ -1199,7 +1199,9 @@ def divergence_the_other_way_round(p_features, q_features):
     return -torch.trapezoid(y, x).nan_to_num().item()
 
 
-@wrong("mauve_small", PUBLISHED, "mauve_small of sets with")
+@wrong(
+    "mauve_small", PUBLISHED, "the area under the curve of the points of 101 mixtures"
+)
 def one_mixture(p_features, q_features):
     """Only λ = 1/2: a curve of one point."""
     p, q = shares(p_features, q_features)
