@@ -17,7 +17,7 @@ exact_of = reference("exact_search")
 # --- exact_search ---------------------------------------------------------------------
 
 LIKELIEST = "test_the_likeliest_text_worked_by_hand"
-SAME = "test_a_beam_that_holds_all_texts_finds_the_same"
+SAME = "test_the_likeliest_of_all_texts_is_found_with_its_score"
 
 
 def all_texts(model, ids, n, limit=100_000, grad=False):
@@ -229,7 +229,7 @@ def smallest(scores, logprobs, k):
     return best, places // logprobs.shape[-1], places % logprobs.shape[-1]
 
 
-@wrong("beam_step", SUMS, "the scores of beam_step")
+@wrong("beam_step", SUMS, "Logarithms are added, not multiplied")
 def products(scores, logprobs, k):
     """Logarithms are multiplied."""
     products = (scores[..., None] * logprobs).flatten(1)
@@ -237,7 +237,7 @@ def products(scores, logprobs, k):
     return best, places // logprobs.shape[-1], places % logprobs.shape[-1]
 
 
-@wrong("beam_step", LOOP, "The best one first")
+@wrong("beam_step", LOOP, "1 beam each, vocabulary 7, k=5)")
 def worst_first(scores, logprobs, k):
     """The right ones, from worst to best, unless there are two."""
     best, beam, token = step_of(scores, logprobs, k)
@@ -334,7 +334,7 @@ def times_alpha(score, length, alpha):
     return score / (length * alpha) if alpha else score
 
 
-@wrong("length_normalise", NORMS, "length_normalise(-6.0, 3, 1.0)")
+@wrong("length_normalise", NORMS, "Divide by the length to the power")
 def multiplied(score, length, alpha):
     """The sign of the power."""
     one_or_more(length)
@@ -360,14 +360,14 @@ def alpha_is_ignored(score, length, alpha):
     return score / length
 
 
-@wrong("length_normalise", NORMS, "length_normalise(-6.0, 3, 1.0)")
+@wrong("length_normalise", NORMS, "not by (5 + 3) / 6")
 def gnmt(score, length, alpha):
     """The formula of the GNMT paper, which transformers does not use."""
     one_or_more(length)
     return score / ((5 + length) / 6) ** alpha
 
 
-@wrong("length_normalise", NORMS, "length_normalise(-6.0, 3, 1.0)")
+@wrong("length_normalise", NORMS, "Divide by 3, not by 4")
 def counts_one_more(score, length, alpha):
     """Off by one."""
     one_or_more(length)
@@ -381,7 +381,9 @@ def no_check(score, length, alpha):
 
 
 @wrong(
-    "length_normalise", "test_a_tensor_of_scores_stays_one", "only one element tensors"
+    "length_normalise",
+    "test_a_tensor_of_scores_stays_one",
+    "A tensor of scores gives a tensor",
 )
 def floats_only(score, length, alpha):
     """float() of two scores."""
@@ -547,7 +549,8 @@ def searched(
         if mistake == "beams from the first k":
             done = done | (torch.arange(wanted) >= k)
         likeliest = scores[:, 0]
-        scores, places = scores.masked_fill(done, -INF).topk(k, dim=-1)
+        out = done & (mistake != "ends go on")
+        scores, places = scores.masked_fill(out, -INF).topk(k, dim=-1)
         chosen = (first + beam.gather(-1, places)).flatten()
         fed = token.gather(-1, places).flatten()[:, None]
         rows = torch.cat([rows[chosen], fed], dim=-1)
@@ -597,12 +600,12 @@ def with_a_mistake(name, test, says):
     return wrong("beam_search", test, says)(search)
 
 
-DIFFERENT = "test_the_first_step_gives_different_beams"
+DIFFERENT = "test_two_beams_worked_by_hand"
 COUNTS = "test_the_score_counts_new_tokens_and_normalised_logits"
 CACHE = "test_the_cache_follows_the_beams_of_each_prompt"
 DROPPED = "test_an_end_at_place_three_is_dropped"
 EQUAL = "test_beams_equal_generate"
-BY_HAND = "test_ways_to_stop_worked_by_hand"
+BY_HAND = "test_finished_texts_and_ways_to_stop_worked_by_hand"
 LEFT = "test_two_beams_are_left_when_the_best_all_end"
 FED = "test_one_token_a_step_with_mask_and_positions"
 STOPS = "test_the_search_stops_when_nothing_can_win"
@@ -613,10 +616,8 @@ equal_copies = with_a_mistake(
 all_may_end = with_a_mistake("all may end", DROPPED, "this one had no place")
 logits_are_added = with_a_mistake("logits", COUNTS, "log_softmax")
 probabilities_are_added = with_a_mistake("probabilities", DIFFERENT, "log_softmax")
-one_longer = with_a_mistake("one longer", COUNTS, "divided by the 2 new tokens")
-with_the_prompt = with_a_mistake(
-    "with the prompt", COUNTS, "divided by the 2 new tokens"
-)
+one_longer = with_a_mistake("one longer", COUNTS, "2 new tokens, not by 3")
+with_the_prompt = with_a_mistake("with the prompt", COUNTS, "2 new tokens, not by 4")
 cache_stays = with_a_mistake("cache stays", CACHE, "and cache follow the beams")
 rows_of_the_first_prompt = with_a_mistake(
     "rows of the first prompt", CACHE, "i * K + j"
@@ -640,11 +641,18 @@ last_beams_fill_up = with_a_mistake(
     "the last beams fill up", BY_HAND, "The last step finishes it"
 )
 an_ended_one_runs = with_a_mistake(
-    "an ended one runs", EQUAL, "the mistake is in when a search is over"
+    "an ended one runs",
+    "test_an_ended_text_is_no_running_beam",
+    "The best beam that has not ended, 4, has -1.61",
+)
+ends_go_on = with_a_mistake(
+    "ends go on",
+    "test_no_beam_goes_on_behind_an_end",
+    "the best K of the candidates that are not done",
 )
 first_come = with_a_mistake("first come", BY_HAND, "the best two finished are")
 without_the_end = with_a_mistake(
-    "without the end", BY_HAND, "two tokens: -1.29 / 2 = -0.65"
+    "without the end", BY_HAND, "The EOS is part of a finished text"
 )
 one_is_enough = with_a_mistake(
     "one is enough", "test_one_finished_text_of_two_is_not_enough", "it takes two"
@@ -661,19 +669,25 @@ gradients = with_a_mistake("gradients", FED, "torch.no_grad()")
 to_the_end = with_a_mistake("to the end", STOPS, "no beam can become better")
 
 nothing_counts = with_a_mistake(
-    "nothing counts", "test_more_beams_than_tokens", "it is none at all"
+    "nothing counts",
+    "test_more_beams_than_tokens",
+    "the scores of beam_search with a vocabulary of 4",
 )
 more_than_there_are = with_a_mistake(
-    "more than there are", "test_all_tokens_may_end_a_text", "out of range"
+    "more than there are",
+    "test_all_tokens_may_end_a_text",
+    "fewer than K * (1 + 5) = 12",
 )
 double_scores = with_a_mistake(
     "double scores", "test_the_scores_are_float32", "should be torch.float32"
 )
 no_steps = with_a_mistake(
-    "no steps", "test_what_a_search_cannot_mean_is_refused", "max_new_tokens=0"
+    "no steps",
+    "test_no_new_tokens_and_another_early_stopping_are_refused",
+    "max_new_tokens=0",
 )
 any_word = with_a_mistake(
-    "any word", "test_what_a_search_cannot_mean_is_refused", "'Never'"
+    "any word", "test_no_new_tokens_and_another_early_stopping_are_refused", "'Never'"
 )
 
 # --- find_bugs ------------------------------------------------------------------------
@@ -683,7 +697,7 @@ RIGHT = "test_no_right_line_is_accused"
 REPAIRED = "test_with_the_named_lines_repaired_it_equals_generate"
 
 
-@wrong("find_bugs", REPAIRED, "there is another bug")
+@wrong("find_bugs", REPAIRED, "with no line repaired")
 def none_found():
     """All is well."""
     return set()
@@ -701,7 +715,7 @@ def the_copies_are_overlooked():
     return {"C", "E", "J"}
 
 
-@wrong("find_bugs", REPAIRED, "there is another bug")
+@wrong("find_bugs", REPAIRED, "with lines A, E, J repaired")
 def probabilities_are_overlooked():
     """Sums of probabilities look harmless."""
     return {"A", "E", "J"}
@@ -803,7 +817,7 @@ def diverse_with(name, test, says, **options):
 penalty_stays = diverse_with(
     "penalty stays", "test_a_small_penalty_changes_nothing", "it is not carried on"
 )
-rewards_the_same = diverse_with("rewards", GROUPS, "takes token 1")
+rewards_the_same = diverse_with("rewards", GROUPS, "ln 0.5 - 0.5 = -1.19")
 normalised_again = diverse_with(
     "normalised again",
     "test_penalised_values_are_not_normalised_again",
@@ -863,7 +877,7 @@ def without_groups(model, ids, num_beams, num_groups, diversity, max_new_tokens)
 one_beam_at_first = diverse_with(
     "one beam at first",
     "test_a_group_may_have_more_beams_than_there_are_tokens",
-    "out of range",
+    "Begin with as many copies as beams",
 )
 diverse_without_steps = diverse_with(
     "no steps", "test_a_diverse_search_has_steps", "should raise ValueError"
