@@ -1171,7 +1171,11 @@ def a_tensor_in_place_of_a_number(p_features, q_features):
     return torch.tensor(reference("mauve_small")(p_features, q_features))
 
 
-@wrong("mauve_small", EQUAL, "should give 1, not 0. With P = Q")
+@wrong(
+    "mauve_small",
+    EQUAL,
+    "not 0. With P = Q all points are (1, 1): the area between (1, 0) and (0, 1) is 1",
+)
 def without_the_ends(p_features, q_features):
     """The curve is not led to the axes: for P = Q it is a point without an area."""
     x, y = curve(*shares(p_features, q_features))
