@@ -721,7 +721,7 @@ def test_dry_keeps_the_dtype(dry):
     keeps_the_dtype(lambda x, ids: dry(x, ids, 0.8, 1.75, 1), "dry")
 
 
-def test_a_negative_multiplier_a_base_or_a_length_below_1_are_refused(dry):
+def test_a_base_or_a_length_below_1_and_a_negative_multiplier_are_refused(dry):
     others = [(m, *rest) for m in (0.8, 0.0) for rest in ((0.5, 2), (1.75, 0))]
     for bad in ((-1.0, 1.75, 2), *others):
         call = f"dry(logits, ids, multiplier={bad[0]}, base={bad[1]}, "

@@ -727,7 +727,7 @@ def excluded(logits, threshold, probability, chosen):
     return torch.where(chosen, once, logits)
 
 
-@wrong("xtc_filter", EXCLUDED, "ValueError")
+@wrong("xtc_filter", EXCLUDED, "a threshold of 1 is allowed")
 def a_threshold_of_1_is_refused(logits, threshold, probability, generator=None):
     """1 is allowed: then no row has two likely tokens."""
     if threshold == 1:

@@ -862,7 +862,7 @@ def matches_in_the_last_64(logits, ids, multiplier, base, allowed_length):
 
 @wrong(
     "dry",
-    "test_a_negative_multiplier_a_base_or_a_length_below_1_are_refused",
+    "test_a_base_or_a_length_below_1_and_a_negative_multiplier_are_refused",
     "multiplier=0.0, base=0.5, allowed_length=2",
 )
 def off_before_anything_is_looked_at(logits, ids, multiplier, base, allowed_length):
