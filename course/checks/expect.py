@@ -276,7 +276,7 @@ def hinting(hint: str, *kinds, says: str = ""):
         yield
     except kinds as error:
         if says in str(error) and not isinstance(error, NotImplementedError):
-            setattr(error, HINT, ". " + hint)
+            setattr(error, HINT, hint)
         raise
 
 

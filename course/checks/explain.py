@@ -71,7 +71,9 @@ def verdict(exercise: str, error: BaseException | None, answer=None) -> Verdict:
     else:
         call = shown_call(exercise, answer, error)
         text = f"{call}{ENDED if call else ''}{type(error).__name__}: "
-        text += safe_text(error) + _shadowed(error) + getattr(error, HINT, "")
+        text += safe_text(error) + _shadowed(error)
+        if hint := getattr(error, HINT, ""):
+            text = f"{text.rstrip('.')}. {hint}"
         if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
             text += where_it_is(error.name, _innermost(error).f_globals)
         elif isinstance(error, NameError) and (line := _way_round(error.name or "")):
