@@ -45,9 +45,10 @@ def returned(value, kind, call: str):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(k.__name__ for k in kinds)
         shown = show(value)
-        brief = f": {shown}" if len(shown) < 80 and not shown.startswith("<") else ""
+        brief = len(shown) < 80 and not shown.startswith(("<", "a tensor"))
         raise AssertionError(
-            f"{call} should return {_a(wanted)}, not {_kind(value)}{brief}"
+            f"{call} should return {_a(wanted)}, not {_a(type(value).__name__)}"
+            + (f": {shown}" if brief else "")
         )
     return value
 

@@ -168,7 +168,7 @@ def same_messages(got, expected, holder, hint=""):
         if first < len(expected):
             text += f" The first that differs is message {first + 1}, "
             text += f"{expected[first]}."
-            roles = [m["role"] for m in expected[first - 1 :][:2]] if first else []
+            roles = [m["role"] for m in expected[first:][:2]]
             if not expected[first]["content"] or roles == ["user", "user"]:
                 text += " Keep each message as it is, empty ones and two in a row of "
                 text += "one role, too."
