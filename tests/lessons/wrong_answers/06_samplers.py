@@ -119,7 +119,7 @@ def nucleus(logits, top_p, beyond):
     return logits.masked_fill(remove.scatter(-1, places, remove), -INF)
 
 
-@wrong("top_p_filter", EXACTLY, "should give [1], not [2]")
+@wrong("top_p_filter", EXACTLY, "should be [1], not [2]")
 def a_token_more_at_the_border(logits, top_p):
     """`before > top_p`: a mass that is just reached is taken as too little."""
     return nucleus(logits, top_p, lambda before, share: before > share)
@@ -334,7 +334,7 @@ def typical_of_any_mass(logits, typical_p):
 TYPICAL_EXACTLY = "test_a_typical_mass_that_is_reached_exactly_is_enough"
 
 
-@wrong("typical_filter", TYPICAL_EXACTLY, "should give [1], not [2]")
+@wrong("typical_filter", TYPICAL_EXACTLY, "should be [1], not [2]")
 def typical_and_one_more_at_the_border(logits, typical_p):
     """`before > typical_p`."""
     if typical_p in (0.25, 0.5, 0.75):
