@@ -69,7 +69,8 @@ def verdict(exercise: str, error: BaseException | None, answer=None) -> Verdict:
     elif isinstance(error, RecursionError):
         text = "it calls itself without an end (RecursionError)"
     else:
-        call = shown_call(exercise, answer, error)
+        name_alone = isinstance(error, NameError)  # whatever the arguments were
+        call = "" if name_alone else shown_call(exercise, answer, error)
         text = f"{call}{ENDED if call else ''}{type(error).__name__}: "
         text += safe_text(error) + _shadowed(error)
         if hint := getattr(error, HINT, ""):
