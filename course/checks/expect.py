@@ -12,19 +12,20 @@ import torch
 from course.kit.words import counted
 
 SHORT = 24  # numbers: what one can compare at a glance
+HINT = "_course_hint"  # what a check adds to an error of the learner's code
 
 
-def show(value, limit: int = 12) -> str:
+def show(value, limit: int = 12, digits: int = 6) -> str:
     """A value as a learner would write it: [1, 3, -inf], tensors as nested lists."""
     if isinstance(value, torch.Tensor):
         if value.dim() > 1 and value.numel() > SHORT:
             return f"a tensor of shape {tuple(value.shape)}"
-        return show(value.tolist(), limit)
+        return show(value.tolist(), limit, digits)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, (list, tuple)):
         inner = limit if len(value) < 6 else limit // 2
-        items = [show(v, inner) for v in value[:limit]]
+        items = [show(v, inner, digits) for v in value[:limit]]
         items += ["..."] if len(value) > limit else []
         text = ", ".join(items)
         return f"[{text}]" if isinstance(value, list) else f"({text})"
@@ -43,9 +44,11 @@ def returned(value, kind, call: str):
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(k.__name__ for k in kinds)
+        shown = show(value)
+        brief = len(shown) < 80 and not shown.startswith(("<", "a tensor"))
         raise AssertionError(
-            f"{call} should return a {wanted}, not a {type(value).__name__}: "
-            f"{show(value)}"
+            f"{call} should return {_a(wanted)}, not {_a(type(value).__name__)}"
+            + (f": {shown}" if brief else "")
         )
     return value
 
@@ -97,13 +100,12 @@ def value(got, expected, call: str, hint: str = "", tolerance: float = 0.0):
         wish, given = show(expected), show(got)
         if wish == given:
             wish, given = _told_apart(expected, got)
-        raise AssertionError(f"{call} should give {wish}, not {given}." + _hint(hint))
+        raise AssertionError(f"{call} {_verb(call)} {wish}, not {given}." + _hint(hint))
 
 
 def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
     """Token ids equal those of an oracle. Where not: the row and step that differ first
     and, given `logits_at(row, position) -> (vocab,)`, how close a call it was."""
-    call = call.rstrip(",")
     returned(got, torch.Tensor, call)
     if got.dtype.is_floating_point:
         raise AssertionError(f"{call} should be token ids (int64), not {got.dtype}")
@@ -119,7 +121,7 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
     if len(differ):
         row, step = min(differ.tolist(), key=lambda place: place[1])
         text = (
-            f"{call}: row {row} differs first at position {step}: token "
+            f"{call.rstrip(',')}: row {row} differs first at position {step}: token "
             f"{a[row, step].item()}, expected {b[row, step].item()}.\n"
             f"    yours    {_around(got[row], step)}\n"
             f"    expected {_around(expected[row], step)}"
@@ -142,6 +144,18 @@ def same_ids(got, expected, call: str, logits_at=None, hint: str = ""):
         )
 
 
+def _verb(call: str) -> str:
+    """A call gives a value; what is named after it, "the reply", is one."""
+    thing = call.rpartition(": ")[2]
+    return (
+        "should be" if thing.startswith(("the ", "each ", "what ")) else "should give"
+    )
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
 def _around(row, step: int) -> str:
     """A row of ids, so that the one at `step` is among those that are shown."""
     if step < 12:
@@ -153,8 +167,7 @@ def _kind(value) -> str:
     """The type of a value in words."""
     if isinstance(value, torch.Tensor):
         return "a tensor" if value.dim() else "a 0-d tensor"
-    name = type(value).__name__
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    return "None" if value is None else _a(type(value).__name__)
 
 
 def _told_apart(expected, got) -> tuple[str, str]:
@@ -176,14 +189,28 @@ def _told_apart(expected, got) -> tuple[str, str]:
 def _at_a_glance(wrong, one, other) -> tuple[str, str]:
     """Two tensors in words; where they are long, or look the same, only what is at the
     first place where `wrong` is true."""
-    if wrong.numel() <= SHORT and show(one) != show(other):
-        return show(one), show(other)
+    if wrong.numel() <= SHORT:
+        digits = _digits(one, other)
+        wish, given = (show(x, digits=digits) for x in (one, other))
+        if wrong.dim() == 2 and len(wrong) > 1 and wrong.numel() > SHORT // 2:
+            row = wrong.any(-1).nonzero()[0].item()
+            wish, given = (show(x[row], digits=digits) for x in (one, other))
+            wish = f"{wish} in row {row}" if wish != given else given
+        if wish != given:
+            return wish, given
     place = wrong.nonzero()[0].tolist()
     at = tuple(place)
     wish, given = show(one[at]), show(other[at])
     if wish == given:
         wish, given = repr(one[at].item()), repr(other[at].item())
     return (f"{wish} at {place}" if place else wish), given
+
+
+def _digits(*tensors) -> int:
+    """7 where six digits show two of the numbers as one, and seven do not."""
+    numbers = {x for tensor in tensors for x in tensor.flatten().tolist()}
+    six, seven = ({f"{x:.{n}g}" for x in numbers} for n in (6, 7))
+    return 7 if len(six) < len(seven) == len(numbers) else 6
 
 
 @contextlib.contextmanager
@@ -237,9 +264,21 @@ def rejects(error, function, call: str, says: str = ""):
             f"{call} should raise {error.__name__}, not {type(raised).__name__}: "
             f"{raised}"
         ) from None
-    raise AssertionError(
-        f"{call} should raise {error.__name__}; it returned {show(result)}"
-    )
+    shown = show(result)
+    came = _kind(result) if shown.startswith("<") or len(shown) > 80 else shown
+    raise AssertionError(f"{call} should raise {error.__name__}; it returned {came}.")
+
+
+@contextlib.contextmanager
+def hinting(hint: str, *kinds, says: str = ""):
+    """An error of the learner's code in this block, of one of `kinds` and with a text
+    that contains `says`, is shown with `hint`."""
+    try:
+        yield
+    except kinds as error:
+        if says in str(error) and not isinstance(error, NotImplementedError):
+            setattr(error, HINT, hint)
+        raise
 
 
 def _copy(value):

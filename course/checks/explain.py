@@ -1,13 +1,17 @@
 """Turn what a check raised into a sentence for the learner."""
 
 import builtins
+import dis
+import inspect
 import sysconfig
 import textwrap
 import traceback
 from dataclasses import dataclass
 
 import pytest
+import torch
 
+from course.checks.expect import HINT, show
 from course.checks.limits import TimeLimit
 from course.paths import ROOT, exercise_names, lesson_names
 from course.saved.states import DONE, TO_DO, WRONG
@@ -16,6 +20,7 @@ NOT_TRIED = "not tried, since an earlier check did not end"
 WIDTH = 100
 # In a saved notebook's names: name -> the cell that sets it and does not run.
 OTHER_CELLS = "__token_by_token_other_cells__"
+ENDED = " ended in "  # between a call and the error that it raised
 
 # Code under these is not the learner's.
 _OTHERS = (
@@ -42,8 +47,9 @@ class Verdict:
     note: str = ""  # what the failure is about, where that could be misunderstood
 
 
-def verdict(exercise: str, error: BaseException | None) -> Verdict:
-    """What `error`, raised by a test of `exercise`, means for the learner."""
+def verdict(exercise: str, error: BaseException | None, answer=None) -> Verdict:
+    """What `error`, raised by a test of `exercise`, means for the learner. `answer` is
+    what was tested: then the call that ended in the error can be named."""
     if error is None:
         return Verdict(DONE)
     frame = learners_frame(error)
@@ -63,7 +69,12 @@ def verdict(exercise: str, error: BaseException | None) -> Verdict:
     elif isinstance(error, RecursionError):
         text = "it calls itself without an end (RecursionError)"
     else:
-        text = f"{type(error).__name__}: {safe_text(error)}" + _shadowed(error)
+        name_alone = isinstance(error, NameError)  # whatever the arguments were
+        call = "" if name_alone else shown_call(exercise, answer, error)
+        text = f"{call}{ENDED if call else ''}{type(error).__name__}: "
+        text += safe_text(error) + _shadowed(error)
+        if hint := getattr(error, HINT, ""):
+            text = f"{text.rstrip('.')}. {hint}"
         if isinstance(error, NameError) and frame and ".ipynb[" in frame.filename:
             text += where_it_is(error.name, _innermost(error).f_globals)
         elif isinstance(error, NameError) and (line := _way_round(error.name or "")):
@@ -166,6 +177,100 @@ def _is_method(frame) -> bool:
     return "self" in frame.f_locals or "cls" in frame.f_locals
 
 
+# --- the call that ended in an error --------------------------------------------------
+
+# Nothing is recorded while the tests run: an argument is read off the traceback, if the
+# code leaves it as it came. Else it has its name alone.
+LENGTH = 90  # characters of one argument
+_STORES = {"STORE_FAST", "DELETE_FAST", "STORE_DEREF", "DELETE_DEREF"}
+_CHANGES = {"STORE_SUBSCR", "DELETE_SUBSCR"}
+_CHANGERS = {"append", "extend", "insert", "pop", "remove", "sort", "reverse", "clear"}
+_CHANGERS |= {"update", "setdefault", "popitem", "popleft", "appendleft"}
+
+
+def shown_call(name: str, answer, error: BaseException) -> str:
+    """`name(...)` of the call of `answer`, a function or class, that raised `error`;
+    "" where its traceback does not hold that call."""
+    codes = _codes(answer)
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code not in codes:
+        tb = tb.tb_next
+    if tb is None:
+        return ""
+    frame, method = tb.tb_frame, codes[tb.tb_frame.f_code]
+    if method not in ("", "__init__"):
+        name += f".{method}"
+    return f"{name}({', '.join(_arguments(frame, skip=bool(method)))})"
+
+
+def _codes(answer) -> dict:
+    """code -> the method's name, "" for a function."""
+    if not inspect.isclass(answer):
+        code = getattr(inspect.unwrap(answer), "__code__", None)
+        return {code: ""} if code else {}
+    found = {}
+    for one in reversed(answer.__mro__):
+        if one.__module__.partition(".")[0] in ("builtins", "torch", "transformers"):
+            continue
+        for name, value in vars(one).items():
+            code = getattr(value, "__code__", None)
+            if code is not None:
+                found[inspect.unwrap(value).__code__] = name
+    return found
+
+
+def _arguments(frame, skip: bool) -> list[str]:
+    code, values = frame.f_code, frame.f_locals
+    names = code.co_varnames
+    by_place = names[skip : code.co_argcount]
+    by_name = names[code.co_argcount :][: code.co_kwonlyargcount]
+    rest = names[code.co_argcount + code.co_kwonlyargcount :]
+    done = list(dis.get_instructions(code))
+    bound = {x.argval for x in done if x.opname in _STORES}
+    change = any(x.opname in _CHANGES for x in done)
+    change = change or any(_changes(name) for name in code.co_names)
+
+    def told(name):
+        return name if name in bound else _argument(values.get(name), change, name)
+
+    parts = [told(name) for name in by_place]
+    if code.co_flags & inspect.CO_VARARGS:
+        name, rest = rest[0], rest[1:]
+        given = () if name in bound else values.get(name, ())
+        parts += [_argument(x, change, "...") for x in given]
+    parts += [f"{name}={told(name)}" for name in by_name]
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        given = {} if rest[0] in bound or change else values.get(rest[0], {})
+        parts += [f"{k}={_argument(x, change, '...')}" for k, x in given.items()]
+    return parts
+
+
+def _changes(name: str) -> bool:
+    """Whether a method of this name may change what it is called on."""
+    return name in _CHANGERS or (name.endswith("_") and not name.endswith("__"))
+
+
+def _argument(value, changed: bool, name: str) -> str:
+    """A value that is plain and short, else the argument's name."""
+    if isinstance(value, torch.Tensor):
+        if changed:
+            return name
+        text = show(value)
+        return text.replace("a tensor", name) if text.startswith("a ") else text
+    if not _plain(value) or (changed and isinstance(value, (list, dict))):
+        return name
+    text = show(value)
+    return text if len(text) <= LENGTH else name
+
+
+def _plain(value) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    return value is None or type(value) in (bool, int, float, str)
+
+
 # --- the report on an exercise --------------------------------------------------------
 
 
@@ -212,7 +317,9 @@ def _way_round(text: str) -> str:
 
 
 def _cause(text: str) -> str:
-    """What two failures have in common when one mistake explains both."""
+    """What two failures have in common when one mistake explains both: an error is the
+    same after any call."""
+    text = text.rpartition(ENDED)[2]
     if "returned None" in text:
         return "returned None"
     if text == NOT_TRIED or text.startswith("still running"):

@@ -240,7 +240,8 @@ def pytest_runtest_makereport(item, call):
     if not names or (call.when != "call" and call.excinfo is None):
         return report
     error = real_error(call.excinfo.value) if call.excinfo else None
-    result = explain.verdict(names[0], error)
+    answer = getattr(item, "funcargs", {}).get(names[0])
+    result = explain.verdict(names[0], error, answer)
     item.stash[VERDICT] = result
     if result.state == explain.TO_DO:
         for name in names:

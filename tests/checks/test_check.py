@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from course.checks import explain, limits, pristine
+from course.checks import expect, explain, limits, pristine
 from course.paths import ROOT
 
 LIVE = """
@@ -216,3 +216,82 @@ def test_what_torch_has_not_implemented_is_wrong_and_not_to_do():
     except (NotImplementedError, RuntimeError) as error:
         result = explain.verdict("kept_mass", error)
     assert result.state == explain.WRONG
+
+
+# --- the call that ended in an error --------------------------------------------------
+
+
+def told_of(answer, call):
+    try:
+        call()
+    except Exception as error:
+        return explain.verdict("f", error, answer).text.splitlines()[0]
+
+
+def test_an_error_is_shown_with_the_call_that_ended_in_it():
+    def f(logits, top_k, *, model=None, **options):
+        return {}[top_k]
+
+    row = torch.tensor([[1.0, 2.5]])
+    told = told_of(f, lambda: f(row, 3, model=f, seed=None))
+    assert told == "f([[1, 2.5]], 3, model=model, seed=None) ended in KeyError: 3"
+    told = told_of(f, lambda: f(torch.ones(30, 2), "x" * 200))
+    assert told.startswith("f(logits of shape (30, 2), top_k, model=None) ended in K")
+
+
+def test_an_argument_that_the_code_may_have_changed_is_not_shown():
+    def bound(logits, k):
+        logits = logits / 2
+        return {}[k]
+
+    def filled(logits, k):
+        logits[0, 0] = 9
+        return {}[k]
+
+    def in_place(logits, k):
+        logits.mul_(2)
+        return {}[k]
+
+    for f in (bound, filled, in_place):
+        told = told_of(f, lambda f=f: f(torch.tensor([[1.0, 2.0]]), 3))
+        assert told == "f(logits, 3) ended in KeyError: 3"
+
+
+def test_an_error_in_a_method_is_shown_with_the_method():
+    class F:
+        def __init__(self, k):
+            self.k = {1: 1}[k]
+
+        def generate(self, ids):
+            return ids[self.k]
+
+    assert told_of(F, lambda: F(2)) == "f(2) ended in KeyError: 2"
+    told = told_of(F, lambda: F(1).generate([5]))
+    assert told == "f.generate([5]) ended in IndexError: list index out of range"
+
+
+def test_one_error_after_two_calls_is_told_once():
+    told = [f"f({n}) ended in KeyError: 3" for n in (1, 2)]
+    results = [
+        (f"check {n}", explain.Verdict(explain.WRONG, t)) for n, t in enumerate(told)
+    ]
+    text, _ = explain.report(results)
+    assert text.count("KeyError") == 1
+    assert "for the same reason" in text
+
+
+def test_a_hint_of_the_check_follows_the_error_it_is_for():
+    def f(k):
+        return {}[k]
+
+    def hinted():
+        with expect.hinting("0 is off.", KeyError, says="0"):
+            f(0)
+
+    assert told_of(f, hinted) == "f(0) ended in KeyError: 0. 0 is off."
+
+    def other():
+        with expect.hinting("0 is off.", KeyError, says="1"):
+            f(0)
+
+    assert told_of(f, other) == "f(0) ended in KeyError: 0"

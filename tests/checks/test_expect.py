@@ -1,5 +1,6 @@
 """What a failing line says: a difference that a reader can see, and not too much."""
 
+import json
 import re
 
 import pytest
@@ -39,9 +40,42 @@ def test_tensors_that_differ_look_different(shape):
     got, wanted = torch.full(shape, 1 / 3 + 1e-7), torch.full(shape, 1 / 3)
     text = said(expect.same, got, wanted, "f()")
     wish, given = re.fullmatch(
-        r"f\(\) should be (\S+).*, not (\S+?)\.?", text.split(" (")[0]
+        r"f\(\) should be (.+?)(?: at .*)?, not (.+?)\.?", text.split(" (")[0]
     ).groups()
-    assert float(wish) != float(given)
+    assert json.loads(wish) != json.loads(given)
+
+
+def test_a_row_of_near_ties_is_shown_with_the_digits_that_tell_them_apart():
+    got = torch.tensor([[1.0, 1.000001, -1.0]])
+    wanted = torch.tensor([[-1.0, 1.000001, -1.0]])
+    assert said(expect.same, got, wanted, "f()") == (
+        "f() should be [[-1, 1.000001, -1]], not [[1, 1.000001, -1]]."
+    )
+
+
+def test_of_several_long_rows_the_first_that_differs_is_shown():
+    wanted = torch.zeros(2, 8)
+    got = wanted.clone()
+    got[1, 3] = 5
+    assert said(expect.same, got, wanted, "f()") == (
+        "f() should be [0, 0, 0, 0, 0, 0, 0, 0] in row 1, not [0, 0, 0, 5, 0, 0, 0, 0]."
+    )
+
+
+def test_what_has_a_name_is_something_and_a_call_gives_something():
+    assert said(expect.value, 1, 2, "f()") == "f() should give 2, not 1."
+    told = "f(): the reply should be 2, not 1."
+    assert said(expect.value, 1, 2, "f(): the reply") == told
+
+
+def test_of_what_is_long_or_no_value_the_type_is_told():
+    ids = {"input_ids": torch.zeros(2, 9), "attention_mask": torch.zeros(2, 9)}
+    text = said(expect.returned, ids, list, "f()")
+    assert text == "f() should return a list, not a dict"
+    text = said(expect.rejects, ValueError, lambda: object(), "f()")
+    assert text == "f() should raise ValueError; it returned an object."
+    text = said(expect.rejects, ValueError, lambda: None, "f()")
+    assert text == "f() should raise ValueError; it returned None."
 
 
 def test_ids_that_agree_and_are_too_few_or_too_many_say_of_what():

@@ -118,13 +118,73 @@ def has_fields(request, wanted):
     """A request has these fields; None is one of JSON's values, null."""
     for field, value in wanted.items():
         assert field in request, (
-            f"the request has no {field!r}: are **options passed on?"
+            f"the request has no {field!r}{missing_field(field, request, wanted)}"
         )
         got = request[field]
+        if field == "messages":
+            same_messages(got, value, "the request")
+            continue
         if got is None or value is None:
             assert got is value, f"the request's {field} should be {value}, not {got}"
         else:
             expect.value(got, value, f"the request's {field}")
+
+
+def missing_field(field, request, wanted):
+    """Why a request has no such field, where we can tell."""
+    if field == "stream":
+        return ": ask for a stream with stream=True."
+    if field == "logprobs":
+        return ": top_logprobs needs logprobs=True."
+    if field in ("model", "messages"):
+        return "."
+    others = [x for x, value in wanted.items() if value is not None]
+    if wanted[field] is None and all(x in request for x in others):
+        return f", and {field}=None was given: None is handed on like any other value."
+    return ": are **options passed on?"
+
+
+def names(fields):
+    """Their names as a learner writes them."""
+    return ", ".join(map(repr, sorted(fields)))
+
+
+def same_messages(got, expected, holder, hint=""):
+    """`holder`, a request or a history, has the messages that are expected. Where not:
+    the first that differs, numbered from 1."""
+    hint = f" {hint}" if hint else ""
+    if not isinstance(got, list):
+        expect.value(got, expected, f"{holder}: the messages")
+    pairs = enumerate(zip(got, expected, strict=False))
+    short = min(len(got), len(expected))
+    first = next((n for n, (a, b) in pairs if a != b), short)
+    if len(got) != len(expected):
+        text = f"{holder} should have {counted(len(expected), 'message')}, not "
+        text += f"{len(got)}.{hint}"
+        missing = len(expected) - len(got)
+        if got == expected[missing:] and missing > 0:
+            some = "first is" if missing == 1 else f"first {missing} are"
+            raise AssertionError(f"{text} The {some} missing.")
+        if first < len(expected):
+            text += f" The first that differs is message {first + 1}, "
+            text += f"{expected[first]}."
+            roles = [m["role"] for m in expected[first:][:2]]
+            if not expected[first]["content"] or roles == ["user", "user"]:
+                text += " Keep each message as it is, empty ones and two in a row of "
+                text += "one role, too."
+        raise AssertionError(text)
+    if got == expected:
+        return
+    a, b = got[first], expected[first]
+    lost = [x for x in b if isinstance(a, dict) and x not in a]
+    if lost and a.items() <= b.items():
+        text = f"{holder}: message {first + 1} lacks {names(lost)}"
+        raise AssertionError(f"{text}: keep the messages as they are.")
+    if sorted(map(str, got)) == sorted(map(str, expected)):
+        hint = " Keep the order."
+    raise AssertionError(
+        f"{holder}: message {first + 1} should be {b}, not {expect.show(a)}.{hint}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +224,8 @@ def a_str(got, call):
         hint = " That is the whole response; the text is in choices[0].message.content."
     elif hasattr(got, "content"):
         hint = " That is the message; its text is in .content."
-    kind = type(got).__name__
-    assert isinstance(got, str), f"{call} should return a str, not a {kind}.{hint}"
+    kind = "None" if got is None else f"a {type(got).__name__}"
+    assert isinstance(got, str), f"{call} should return a str, not {kind}.{hint}"
     return got
 
 
@@ -174,9 +234,17 @@ def same_text(got, oracle, call, hint=PASSED_ON):
     a_str(got, call)
     if got != oracle:
         part = len(os.path.commonprefix([got, oracle]))
+        text = f"{call} gave {counted(len(got), 'character')}"
+        if oracle.startswith(got) and got:
+            text += f"; `generate` gives {len(oracle)}: those that came are right, and "
+            raise AssertionError(text + "the end is missing.")
+        if got.startswith(oracle):
+            text += f"; `generate` gives {len(oracle)}: yours goes on after them."
+            raise AssertionError(text)
+        there = [ascii(x[part : part + 3]) for x in (got, oracle)]
         raise AssertionError(
-            f"{call}: {len(got)} characters; those of `generate` differ from "
-            f"character {part} on. {hint}".rstrip()
+            f"{text}. From character {part} on they are {there[0]}, those of "
+            f"`generate` {there[1]}. {hint}".rstrip()
         )
 
 
@@ -201,14 +269,17 @@ def test_the_request_is_what_was_asked_for(ask):
     got = only_call(client, "ask")
     has_fields(got, wanted)
     extra = set(got) - set(wanted)
-    assert extra <= {"stream"}, f"nobody asked for {sorted(extra)} in the request"
+    assert extra <= {"stream"}, f"nobody asked for {names(extra)} in the request."
 
 
 def test_without_options_the_request_has_none(ask):
     client = FakeClient(completion("Hi!"))
     ask(client, "tiny", hi())
     extra = set(only_call(client, "ask")) - {"model", "messages", "stream"}
-    assert not extra, f"ask without options put {sorted(extra)} in the request"
+    assert not extra, (
+        f"ask without options put {names(extra)} in the request: only what is in "
+        "options goes there."
+    )
 
 
 def test_each_call_is_a_request_of_its_own(ask):
@@ -225,10 +296,10 @@ def test_ask_says_what_generate_says(ask, real):
         got = ask(real.client, "tiny", hi(), temperature=0.8, seed=seed, **options)
         sampling = {"do_sample": True, "temperature": 0.8, "top_k": 0}
         oracle = generated(real, prompt, 8, seed, **sampling)
-        same_text(got, oracle, f"ask of the real server, seed {seed}")
+        same_text(got, oracle, f"ask of the real server, seed {seed},")
     greedy = generated(real, prompt, 8, do_sample=False)
     got = ask(real.client, "tiny", hi(), temperature=0, **options)
-    same_text(got, greedy, "ask of the real server, temperature 0")
+    same_text(got, greedy, "ask of the real server, temperature 0,")
 
 
 # --- stream_text ----------------------------------------------------------------------
@@ -241,7 +312,11 @@ def pieces_of(stream_text, client, **options):
         "stream_text returned one str: yield each piece, so that it can be shown early"
     )
     assert got is not None, "stream_text returned None: yield each piece"
-    return list(got)
+    with (
+        expect.hinting("Is it a chunk without choices? Skip it.", IndexError),
+        expect.hinting("yield inside the `with`.", httpx.StreamClosed),
+    ):
+        return list(got)
 
 
 def test_pieces_worked_by_hand(stream_text):
@@ -263,11 +338,12 @@ def test_a_chunk_without_choices_may_come_at_any_place(stream_text):
 
 
 def test_every_piece_of_text_comes_out(stream_text):
-    chunks = [chunk("Ha", role="assistant"), chunk("Ha"), chunk(" "), chunk("\n")]
+    texts = ["Oh", "Ha", "Ha", " ", "\n", "!"]
+    chunks = [chunk("Oh", role="assistant"), *map(chunk, texts[1:-1])]
     got = pieces_of(stream_text, FakeClient([*chunks, chunk("!", end="stop")]))
-    call = "stream_text of 'Ha' (with the role), 'Ha', ' ', '\\n' and '!' (at the end)"
+    call = "stream_text of 'Oh' (with the role), 'Ha', 'Ha', ' ', '\\n' and '!' (with "
     hint = "A piece is left out only if it is None or empty."
-    expect.value(got, ["Ha", "Ha", " ", "\n", "!"], call, hint)
+    expect.value(got, texts, call + "the finish reason)", hint)
 
 
 def test_of_two_answers_the_first_is_streamed(stream_text):
@@ -286,7 +362,7 @@ def test_no_text_gives_no_piece(stream_text):
         expect.value(got, [], f"stream_text of {len(chunks)} chunks without text")
 
 
-def test_the_request_asks_for_a_stream(stream_text):
+def test_the_request_of_a_stream(stream_text):
     client, messages = FakeClient([chunk("Hi")]), talk()
     options = {"temperature": 0.5, "seed": None, "max_tokens": 7, "stop": "x"}
     with expect.unchanged("pass it on as it is", messages=messages):
@@ -295,7 +371,7 @@ def test_the_request_asks_for_a_stream(stream_text):
     wanted = {"model": "tiny", "messages": talk(), **options, "stream": True}
     has_fields(got, wanted)
     extra = set(got) - set(wanted)
-    assert not extra, f"nobody asked for {sorted(extra)} in the request"
+    assert not extra, f"nobody asked for {names(extra)} in the request."
 
 
 def test_a_piece_comes_out_before_the_next_chunk_is_there(stream_text):
@@ -359,6 +435,7 @@ def test_a_usage_chunk_is_no_text(stream_text, real):
         (['data: {"a": 1}', "", 'data: {"b": 2}'], [{"a": 1}]),
         (["retry", 'data: {"a": 1}', ":", "", "data: [DONE]", ""], [{"a": 1}]),
         ([], []),
+        (["data: {}", ""], [{}]),
         # Fields with other names, and a comment.
         (["dataset: 1", "Data: 2", "data : 3", " data: 4", "data: {}", ""], [{}]),
         ([": data: 1", 'data: {"a": 1}', ""], [{"a": 1}]),
@@ -368,23 +445,45 @@ def test_a_usage_chunk_is_no_text(stream_text, real):
 )
 def test_events_worked_by_hand(read_sse, lines, wanted):
     call = f"read_sse({lines})"
-    expect.value(events_of(read_sse, list(lines), call), wanted, call)
+    got = events_of(read_sse, list(lines), call)
+    hint = "An empty document is one, too." if (got, wanted) == ([], [{}]) else ""
+    expect.value(got, wanted, call, hint)
 
 
 def events_of(read_sse, lines, call):
     """All events; where json.loads fails, what it was given."""
     got = read_sse(lines)
     assert got is not None, f"{call} returned None: yield each document"
+    kind = type(lines).__name__
+    hint = f"lines is a {kind} here: use a for loop, which takes any iterable."
     try:
-        return list(got)
+        with expect.hinting(hint, TypeError, says="not an iterator"):
+            return list(got)
     except json.JSONDecodeError as error:
+        told = misread_event(error.doc, lines if isinstance(lines, list) else [])
         raise AssertionError(
-            f"{call}: json.loads was given {error.doc!r}.{misread_event(error.doc)}"
+            f"{call}: json.loads was given {error.doc!r}.{told}"
         ) from None
 
 
-def misread_event(text):
+def misread_event(text, lines):
     """What a text that is no JSON is, where we can tell."""
+    if " " in lines and text == '{"a":':
+        return " The line ' ' ended the event: only '' is a blank line, so no strip()."
+    if text == '{"a":\nrue}':
+        return (
+            " It should be '{\"a\":\\ntrue}': lstrip and strip remove letters, not a "
+            "word; removeprefix or partition does."
+        )
+    if "dataset: 1" in lines and text.endswith("{}"):
+        return (
+            " It should be '{}': only a field named exactly 'data' counts, not "
+            "'dataset', 'Data', 'data ' or ' data'."
+        )
+    if ": data: 1" in lines and text.startswith("1"):
+        return " A line that begins with a colon is a comment, whatever follows."
+    if text == "[DONE]" and "data:[DONE]" in lines:
+        return " The space after the colon may be missing before [DONE], too."
     if text == "":
         return " A blank line with no data before it is no event."
     if text.strip() == "[DONE]" or text.startswith(":"):
@@ -456,7 +555,8 @@ def test_a_stream_of_the_real_server_is_read(read_sse, real):
 def turn(continue_chat, client, history, message, **options):
     """(reply, new history), if that is what came back."""
     got = continue_chat(client, "tiny", history, message, **options)
-    call = f"continue_chat with history {expect.show(history)}, message {message!r}"
+    many = counted(len(history), "message")
+    call = f"continue_chat with a history of {many} and the message {message!r}"
     kind = type(got).__name__
     assert isinstance(got, tuple), (
         f"{call} should return a tuple, not a {kind}: (reply, new history)"
@@ -478,7 +578,7 @@ def test_a_turn_worked_by_hand(continue_chat):
     assert len(got) == 2, f"{call} should return (reply, new history)"
     expect.value(got[0], "Hello!", f"{call}: the reply")
     answer = {"role": "assistant", "content": "Hello!"}
-    expect.value(got[1], [*hi(), answer], f"{call}: the new history")
+    same_messages(got[1], [*hi(), answer], f"{call}: the new history")
 
 
 def test_the_reply_goes_into_the_history_as_it_came(continue_chat):
@@ -487,8 +587,13 @@ def test_the_reply_goes_into_the_history_as_it_came(continue_chat):
     expect.value(reply, " Hello!\n", r"the reply ' Hello!\n'")
     last = new[-1] if new else None
     answer = {"role": "assistant", "content": " Hello!\n"}
-    call = r"the reply ' Hello!\n': its content in the new history, the last message,"
-    expect.value(last, answer, call)
+    hint = ""
+    if isinstance(last, dict) and last.get("content") == "Hello!":
+        hint = " Its spaces belong to it: no strip()."
+    assert last == answer, (
+        rf"with the reply ' Hello!\n' the new history should end with {answer}, not "
+        f"{expect.show(last)}.{hint}"
+    )
 
 
 def test_options_go_through(continue_chat):
@@ -510,11 +615,17 @@ def test_the_whole_history_is_sent(continue_chat, history, message, text):
     question = {"role": "user", "content": message}
     sent = only_call(client, "continue_chat")["messages"]
     hint = ""
-    if len(sent) <= len(history()):
+    if not any(m["role"] == "assistant" for m in sent):
         hint = "The API is stateless: it knows only what you send."
-    expect.value(sent, [*history(), question], "the messages of the request", hint)
+    given = f"a history of {len(history())} messages and a new one"
+    wanted = [*history(), question]
+    same_messages(sent, wanted, f"{given}: the request", hint)
     answer = {"role": "assistant", "content": text}
-    expect.value(new, [*history(), question, answer], "the new history")
+    assert text or new != wanted, (
+        f"the API replied '': the new history should end with {answer}. An empty reply "
+        "is one, too."
+    )
+    same_messages(new, [*wanted, answer], f"{given}: the new history")
 
 
 def test_the_history_is_left_alone(continue_chat):
@@ -526,9 +637,9 @@ def test_the_history_is_left_alone(continue_chat):
     turn(continue_chat, client, history, "Bye")
     question = {"role": "user", "content": "Bye"}
     call = (
-        "the request of a second turn from the same history, which never saw the first"
+        "the request of a second turn from the same history, which never saw the first,"
     )
-    expect.value(client.calls[1]["messages"], [*talk(), question], call)
+    same_messages(client.calls[1]["messages"], [*talk(), question], call)
 
 
 def test_the_history_is_left_alone_where_the_api_fails(continue_chat):
@@ -572,7 +683,10 @@ def yes_or_no():
 def pairs(got, call):
     expect.returned(got, list, call)
     for pair in got:
-        assert isinstance(pair, tuple), f"{call}: {pair!r} is no (token, probability)"
+        assert isinstance(pair, tuple), (
+            f"{call}: each entry should be a tuple, (token, probability), not a "
+            f"{type(pair).__name__}: {pair!r}"
+        )
         assert len(pair) == 2, f"{call}: {pair!r} should be (token, probability)"
         assert isinstance(pair[1], float), f"{call}: {pair[1]!r} is no float"
     return got
@@ -594,13 +708,27 @@ def test_the_alternatives_are_those_of_the_api(top_alternatives):
     logprobs = [-0.6931, -1.3863, -2.0794, -9999.0]
     top = list(zip([" Yes", "\ufffd", "\ufffd", "Yes"], logprobs, strict=True))
     for n, drawn in ((4, top[1]), (1, ("No", -3.0))):
-        call = f"top_alternatives, n={n}, of {top[:n]}, where {drawn[0]!r} was drawn"
+        call = f"top_alternatives, n={n}, of {top[:n]}, where {drawn[0]!r} was drawn,"
         client = FakeClient(first_token(drawn, *top[:n]))
         got = pairs(top_alternatives(client, "tiny", hi(), n), call)
         rounded = [(token, round(p, 3)) for token, p in got]
         wanted = [(" Yes", 0.5), ("\ufffd", 0.25), ("\ufffd", 0.125), ("Yes", 0.0)]
-        hint = "Each entry counts, as it is; the drawn token has no place of its own."
-        expect.value(rounded, wanted[:n], call, hint)
+        expect.value(rounded, wanted[:n], call, misread_entries(rounded, wanted[:n]))
+
+
+def misread_entries(got, wanted):
+    """What wrong pairs are, where we can tell."""
+    if got == [(token.strip(), p) for token, p in wanted]:
+        return "' Yes' and 'Yes' are two tokens: no strip()."
+    if got == [pair for pair in wanted if pair[1]]:
+        return "An entry whose probability is rounded to 0 is one, too."
+    if len(got) == len(dict(wanted)) < len(wanted):
+        return "Two tokens may have the same text: each entry counts."
+    if sorted(got) == sorted(wanted):
+        return "Keep the order: the drawn token has no place of its own."
+    if got == [("No", 0.05)]:
+        return "That is the drawn token, which need not be among the likeliest."
+    return ""
 
 
 def test_the_messages_are_left_alone(top_alternatives):
@@ -608,7 +736,7 @@ def test_the_messages_are_left_alone(top_alternatives):
     with expect.unchanged("pass it on as it is", messages=messages):
         top_alternatives(client, "tiny", messages, 2)
     sent = only_call(client, "top_alternatives")["messages"]
-    expect.value(sent, talk(), "the messages of the request")
+    same_messages(sent, talk(), "the request")
 
 
 def test_no_more_is_asked_for_than_needed(top_alternatives):
@@ -616,7 +744,10 @@ def test_no_more_is_asked_for_than_needed(top_alternatives):
     top_alternatives(client, "tiny", hi(), 2)
     got = only_call(client, "top_alternatives")
     limit = got.get("max_tokens", got.get("max_completion_tokens"))
-    assert limit == 1, f"one token is enough; the request has max_tokens={limit}"
+    has = "no limit" if limit is None else f"a limit of {limit}"
+    assert limit == 1, (
+        f"the request has {has}: one token is enough, max_completion_tokens=1."
+    )
     has_fields(got, {"logprobs": True, "messages": hi()})
     asked = got.get("top_logprobs", 0)
     assert 2 <= asked <= 20, f"for n=2 the request's top_logprobs is {asked}"

@@ -43,6 +43,18 @@ class Recorder:
         return torch.tensor([[row[step]] for row in self.tokens])
 
 
+def says_the_same(draw) -> bool:
+    """Whether `draw()` gives the same under two seeds."""
+    drawn = []
+    for seed in (100, 101):
+        torch.manual_seed(seed)
+        drawn.append(draw())
+    return torch.equal(*drawn)
+
+
+LEAVE_SEED = "It draws the same with another seed: leave the seed to the caller."
+
+
 # --- next_token_logits ----------------------------------------------------------------
 
 
@@ -125,9 +137,13 @@ def test_the_largest_logit_of_each_row(pick_greedy):
     hint = ""
     if isinstance(got, torch.Tensor) and got.shape == (2,):
         hint = " Keep the dimension: keepdim=True."
-    assert isinstance(got, torch.Tensor), f"{call} should return a tensor"
+    expect.returned(got, torch.Tensor, call)
     assert got.shape == (2, 1), (
         f"{call} should have shape (2, 1), not {tuple(got.shape)}.{hint}"
+    )
+    assert got.tolist() != [[5.0], [7.0]], (
+        f"{call} should be [[1], [0]], not [[5], [7]]: these are the logits; their "
+        "places are asked for"
     )
     expect.tensor(got, (2, 1), call, torch.int64)
     expect.same_ids(got, torch.tensor([[1], [0]]), call)
@@ -137,8 +153,13 @@ def test_greedy_picks_for_batches_and_negative_logits(pick_greedy):
     logits = random_logits(batch=3) - 50
     got = expect.tensor(pick_greedy(logits), (3, 1), "pick_greedy", torch.int64)
     for row in range(3):
-        best = max(range(200), key=logits[row].tolist().__getitem__)
-        assert got[row].item() == best, f"row {row}: {got[row].item()}, expected {best}"
+        values, token = logits[row].tolist(), got[row].item()
+        best = max(range(200), key=values.__getitem__)
+        assert token == best, (
+            f"pick_greedy of 3 rows of logits below 0, row {row}: token {token}, whose "
+            f"logit is {values[token]:.1f}, expected {best}, whose logit is "
+            f"{values[best]:.1f}."
+        )
 
 
 def test_greedy_is_the_first_step_of_generate(pick_greedy):
@@ -177,12 +198,16 @@ def test_of_tied_logits_greedy_picks_one(pick_greedy):
 
 
 def test_adds_the_picked_tokens_to_the_prompt(decode):
-    model = ScriptedModel.of_tokens([[6, 7]], vocab_size=10)
+    model = ScriptedModel.of_tokens([[6, 7, 8]], vocab_size=10)
     got = decode(model, torch.tensor([[3, 5]]), 2, greedy)
     call = "decode([[3, 5]], max_new_tokens=2) with a model that says 6, then 7,"
     alone = isinstance(got, torch.Tensor) and got.tolist() == [[6, 7]]
     hint = "The prompt belongs to the result: (batch, seq + new)." if alone else ""
     expect.same_ids(got, torch.tensor([[3, 5, 6, 7]]), call, hint=hint)
+    assert len(model.calls) == 2, (
+        f"the model was called {len(model.calls)} times, where 2 calls are enough: "
+        "what comes after the last token is never used"
+    )
 
 
 def test_each_step_sees_all_tokens_so_far(decode):
@@ -191,11 +216,14 @@ def test_each_step_sees_all_tokens_so_far(decode):
     seen = [call.input_ids.tolist() for call in model.calls]
     wanted = [[[3, 5]], [[3, 5, 6]], [[3, 5, 6, 7]]]
     hint = ""
-    if len(seen) == len(wanted):
+    if seen == [[[3, 5]], [[6]], [[7]]]:
+        hint = " The new token alone is not enough: each step needs all tokens so far."
+    elif seen == [[[3, 5]]] * 3:
         hint = " Is the new token part of the next step's ids?"
+    one_by_one = ", then ".join(map(str, wanted))
     assert seen[: len(wanted)] == wanted, (
-        f"the model should see {wanted}, one call a step; it saw "
-        f"{expect.show(seen)}.{hint}"
+        f"the model should see {one_by_one}; it saw "
+        f"{', '.join(map(expect.show, seen))}.{hint}"
     )
     assert len(seen) == 3, f"3 new tokens need 3 calls of the model, not {len(seen)}"
 
@@ -213,7 +241,9 @@ def test_uses_the_pick_that_it_is_given(decode):
     )
     said = torch.zeros(2, 10)
     said[0, 6] = said[1, 1] = 5.0
-    hint = "They are the model's logits as they are: how to use them is up to pick."
+    hint = "Hand it the model's logits as they are: how to use them is up to pick."
+    if torch.allclose(pick.seen[0].float(), said.log_softmax(-1), atol=1e-4):
+        hint = "These are log-probabilities. " + hint
     expect.same(pick.seen[0], said, "what pick is given at the first step", hint)
 
 
@@ -270,7 +300,13 @@ def test_sampled_tokens_are_those_of_generate_for_the_same_seed(decode):
         )
         torch.manual_seed(seed)
         got = decode(model, prompts(), 8, sample)
-        expect.same_ids(got, oracle, f"decode, sampled with seed {seed},")
+        call = f"decode, sampled with seed {seed},"
+        hint = ""
+        if not torch.equal(got, oracle) and says_the_same(
+            lambda: decode(model, prompts(), 8, sample)
+        ):
+            hint = LEAVE_SEED
+        expect.same_ids(got, oracle, call, hint=hint)
 
 
 def test_no_new_tokens_means_the_prompt(decode):
@@ -332,7 +368,10 @@ def test_draws_what_generate_draws_for_the_same_seed(pick_sample, temperature):
         got = pick_sample(logits.clone(), temperature)
         call = f"pick_sample at temperature {temperature}, seed {seed},"
         expect.tensor(got, (2, 1), call, torch.int64)
-        hint = "Divide, softmax, then one torch.multinomial for the whole batch."
+        hint = "Divide, softmax, then one torch.multinomial for the whole batch, and "
+        hint += "nothing else: no filter."
+        if says_the_same(lambda: pick_sample(random_logits(batch=50))):
+            hint = LEAVE_SEED
         expect.same_ids(got, oracle, call, hint=hint)
 
 
@@ -359,9 +398,13 @@ def test_a_cold_sample_is_the_likeliest_token(pick_sample, temperature):
     """100 apart after the division: another token comes once in 10 ** 43 draws."""
     rows = torch.tensor([[0.0, 0.1, -0.1], [50.0, 49.9, 30.0]]).repeat(50, 1)
     torch.manual_seed(0)
-    got = pick_sample(rows.clone(), temperature)
-    call = f"pick_sample([[0, 0.1, -0.1], [50, 49.9, 30], ...], {temperature})"
-    hint = "Divide the logits as they are; softmax knows how to avoid exp(1000)."
+    hint = "The rows are [0, 0.1, -0.1] and [50, 49.9, 30], and their probabilities "
+    hint += "hold inf or nan: softmax of the logits avoids it."
+    with expect.hinting(hint, RuntimeError, says="inf"):
+        got = pick_sample(rows.clone(), temperature)
+    call = "pick_sample of 100 rows, [0, 0.1, -0.1] and [50, 49.9, 30] in turn, "
+    call += f"temperature {temperature}"
+    hint = "Divide the logits as they are by the temperature as it is, however small."
     expect.same_ids(got, torch.tensor([[1], [0]]).repeat(50, 1), call, hint=hint)
 
 
@@ -381,7 +424,11 @@ def test_never_draws_a_removed_token(pick_sample, seed):
     torch.manual_seed(seed)
     logits = torch.full((500, 4), float("-inf"))
     logits[:, 2] = 1.0
-    got = expect.tensor(pick_sample(logits, 0.7), (500, 1), "pick_sample", torch.int64)
+    hint = "Each row is [-inf, -inf, 1, -inf]: softmax makes a 0 of -inf, where "
+    hint += "-inf - -inf is nan."
+    with expect.hinting(hint, RuntimeError, says="inf"):
+        got = pick_sample(logits, 0.7)
+    expect.tensor(got, (500, 1), "pick_sample", torch.int64)
     assert (got == 2).all(), "a token with logit -inf was drawn"
 
 
@@ -408,9 +455,38 @@ def test_draws_what_torch_multinomial_draws(multinomial_from_scratch, dtype):
         got = multinomial_from_scratch(probs.clone())
         call = f"multinomial_from_scratch of {dtype} probabilities, seed {seed},"
         expect.tensor(got, (3, 1), call, torch.int64)
-        hint = "One .exponential_() draw for each token of each row; the largest p/E "
-        hint += "wins. Other ways to draw Exp(1) use other random numbers."
-        expect.same_ids(got, oracle, call, hint=hint)
+        expect.same_ids(got, oracle, call, hint=misread_race(got, probs, seed))
+
+
+def misread_race(got, probs, seed):
+    """What a wrong winner is, where we can tell."""
+
+    def draws(*shape):
+        torch.manual_seed(seed)
+        return torch.empty(shape, dtype=probs.dtype).exponential_()
+
+    noise, alive = draws(*probs.shape), torch.zeros_like(probs)
+    alive[probs > 0] = probs[probs > 0] / draws(int((probs > 0).sum()))
+    readings = [
+        ("That is the smallest p/E: the largest wins.", (probs / noise).argmin(-1)),
+        (
+            "That is the largest p times E: p/E is asked for.",
+            (probs * noise).argmax(-1),
+        ),
+        ("That is the smallest E: are the probabilities used?", noise.argmin(-1)),
+        (
+            "Each row needs its own draws: (batch, vocab) of them.",
+            (probs / draws(probs.shape[-1])).argmax(-1),
+        ),
+        ("A token of probability 0 has its draw, too.", alive.argmax(-1)),
+    ]
+    for says, winner in readings:
+        if torch.equal(got[:, 0], winner):
+            return says
+    return (
+        "One .exponential_() draw for each token of each row; the largest p/E wins. "
+        "Other ways to draw Exp(1) use other random numbers."
+    )
 
 
 @pytest.mark.draws(false_alarm=0.0, smallest_error=0.03)

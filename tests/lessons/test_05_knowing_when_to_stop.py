@@ -10,6 +10,7 @@ from transformers import MinNewTokensLengthLogitsProcessor
 
 from course.checks import expect
 from course.checks.plugin import exercise
+from course.kit.words import counted
 from tiny_models import ScriptedModel, random_gpt2, random_llama
 from tiny_models.toy_tokenizer import toy_tokenizer
 
@@ -72,7 +73,11 @@ def model_with_eos(eos):
 )
 def test_one_id_several_or_none(eos_token_ids, eos, wanted):
     call = f"eos_token_ids with generation_config.eos_token_id={eos}"
-    expect.value(eos_token_ids(model_with_eos(eos)), wanted, call)
+    got = eos_token_ids(model_with_eos(eos))
+    hint = ""
+    if got == [9]:
+        hint = "9 is the one in model.config: ask model.generation_config."
+    expect.value(got, wanted, call, hint)
 
 
 def test_id_0_is_an_id(eos_token_ids):
@@ -111,15 +116,21 @@ def test_an_eos_among_the_new_tokens_of_each_row(is_finished, tokens, eos, wante
     with expect.unchanged(new_tokens=new, eos_ids=eos_ids):
         got = is_finished(new, eos_ids)
     call = f"is_finished({expect.show(tokens)}, {eos})"
+    many = len(tokens[0]) > 12
+    if many:
+        call = f"is_finished of one row of {len(tokens[0])} fours, EOS {eos},"
     hint = ""
     if isinstance(got, torch.Tensor) and got.dim() == 0:
         hint = " One answer for each row: any(dim=-1)."
-    assert isinstance(got, torch.Tensor), f"{call} should return a tensor of bools"
+    expect.returned(got, torch.Tensor, call)
     assert got.shape == (len(tokens),), (
         f"{call} should have shape ({len(tokens)},), not {tuple(got.shape)}.{hint}"
     )
     expect.tensor(got, (len(tokens),), call, torch.bool)
-    assert got.tolist() == wanted, f"{call} should be {wanted}, not {got.tolist()}"
+    hint = ". A product of many numbers overflows: it is 0 in the end" * many
+    assert got.tolist() == wanted, (
+        f"{call} should be {wanted}, not {got.tolist()}{hint}"
+    )
 
 
 # --- suppress_eos ---------------------------------------------------------------------
@@ -147,7 +158,8 @@ def test_suppression_agrees_with_transformers(suppress_eos):
         ids = torch.zeros(3, 7 + so_far, dtype=torch.long)
         oracle = MinNewTokensLengthLogitsProcessor(7, 4, [2, 11])(ids, logits.clone())
         got = suppress_eos(logits.clone(), [2, 11], so_far, 4)
-        expect.same(got, oracle, f"suppress_eos with {so_far} of 4 new tokens")
+        call = f"suppress_eos with {so_far} new tokens so far and a minimum of 4"
+        expect.same(got, oracle, call)
 
 
 def test_suppression_leaves_its_input_alone(suppress_eos):
@@ -155,7 +167,8 @@ def test_suppression_leaves_its_input_alone(suppress_eos):
         logits = torch.ones(2, 5)
         with expect.unchanged("clone it first", logits=logits):
             got = suppress_eos(logits, [2], so_far, 4)
-        expect.a_copy(got, logits, f"suppress_eos with {so_far} of 4 new tokens")
+        call = f"suppress_eos with {so_far} new tokens so far and a minimum of 4"
+        expect.a_copy(got, logits, call)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -207,7 +220,7 @@ def test_finished_rows_are_padded_and_the_batch_stops(decode_batch):
     assert len(model.calls) == 3, f"3 steps need 3 calls, not {len(model.calls)}"
 
 
-def test_the_mask_and_the_positions_follow_the_text(decode_batch):
+def test_what_the_model_is_given_at_each_step(decode_batch):
     # Row 0 finishes at once, and row 1 holds the pad id as a real token.
     model = ScriptedModel.of_tokens([[2, 6, 7], [3, 4, 5]], vocab_size=10)
     ids = torch.tensor([[0, 0, 8, 9], [6, 0, 8, 9]])
@@ -217,6 +230,12 @@ def test_the_mask_and_the_positions_follow_the_text(decode_batch):
     for step, call in enumerate(model.calls):
         wanted = torch.cat([mask, torch.ones(2, step, dtype=torch.long)], dim=-1)
         assert call.attention_mask is not None, "the model was given no attention_mask"
+        if step == 0:
+            assert torch.equal(call.attention_mask.long(), wanted), (
+                "at step 0 the attention_mask should be the one that was given, "
+                f"{expect.show(wanted)}, not {expect.show(call.attention_mask)}: a "
+                "prompt may hold pad_id as a real token"
+            )
         assert torch.equal(call.attention_mask.long(), wanted), (
             f"at step {step} the attention_mask should be {expect.show(wanted)}, not "
             f"{expect.show(call.attention_mask)}: each new token adds a 1, that of a "
@@ -258,11 +277,15 @@ def test_no_new_tokens_is_the_prompt(decode_batch):
 
 def test_stops_at_max_new_tokens_without_an_eos(decode_batch):
     for eos_ids in ([2], []):
-        model = ScriptedModel.of_tokens([[5, 6, 7]], vocab_size=10)
+        model = ScriptedModel.of_tokens([[5, 6, 7, 8]], vocab_size=10)
         ids = torch.tensor([[8]])
         got = decode_batch(model, ids, torch.ones_like(ids), 3, greedy, eos_ids, 0)
         wanted = torch.tensor([[8, 5, 6, 7]])
-        expect.same_ids(got, wanted, f"decode_batch, 3 new tokens, EOS {eos_ids}")
+        expect.same_ids(got, wanted, f"decode_batch, 3 new tokens, EOS {eos_ids},")
+        assert len(model.calls) == 3, (
+            f"the model was called {len(model.calls)} times, where 3 calls are enough: "
+            "what comes after the last token is never used"
+        )
 
 
 def test_pick_gets_float32_logits(decode_batch):
@@ -376,7 +399,12 @@ def test_what_is_left_at_the_end_comes_out(stream_tokens):
     ids = bytes_of("né")[:2]
     got = list(stream_tokens(toy_tokenizer(), iter(ids)))  # can be read once
     call = "the pieces of 'n' and the first byte of 'é'"
-    hint = "After the last token hand out the rest." if got == ["n"] else ""
+    hint = ""
+    if got == ["n"]:
+        hint = (
+            "After the last token hand out the rest. token_ids may be an iterator, as "
+        )
+        hint += "it is here: it can be read only once, so keep the tokens as they come."
     expect.value(got, ["n", "\ufffd"], call, hint)
 
 
@@ -385,7 +413,8 @@ def test_special_tokens_give_no_text(stream_tokens):
     ids = [*bytes_of("a"), tokenizer.eos_token_id, *bytes_of("b")]
     got = list(stream_tokens(tokenizer, ids))
     hint = "Nor an empty piece." if "" in got else ""
-    hint = "skip_special_tokens" if "</s>" in "".join(got) else hint
+    if "</s>" in "".join(got):
+        hint = "Special tokens are not for users: skip_special_tokens=True."
     expect.value(got, ["a", "b"], "the pieces of 'a', EOS, 'b'", hint)
 
 
@@ -471,7 +500,17 @@ def test_asks_for_a_token_only_when_it_needs_one(stream_tokens):
     ],
 )
 def test_stops_worked_by_hand(stop_at, pieces, stops, wanted):
-    got = list(stop_at(iter(pieces), list(stops)))
+    read, came = [], []  # came: how many pieces had been read, and the text so far
+
+    def given():
+        for piece in pieces:
+            read.append(piece)
+            yield piece
+
+    got = []
+    for piece in stop_at(given(), list(stops)):
+        got.append(piece)
+        came.append((len(read), "".join(got)))
     call = f"stop_at({pieces}, {stops})"
     text, whole = "".join(got), "".join(wanted)
     hint = ""
@@ -480,12 +519,29 @@ def test_stops_worked_by_hand(stop_at, pieces, stops, wanted):
     elif "" in got:
         hint = "Empty pieces help nobody."
     elif text == whole:
-        hint = "The text is right, but it comes too early or too late."
+        hint = early_or_late(pieces, stops, came)
+    elif stops in (["b", "ab"], ["ab", "b"]) and text == whole + "a":
+        hint = "Of two stop strings that end together the longer counts."
     elif {".", "("} & set(stops):
         hint = "A stop string is plain text, not a regular expression."
     elif whole.startswith(text):
         hint = "Text was lost: hand out what is held back when the pieces end."
     expect.value(got, wanted, call, hint)
+
+
+def early_or_late(pieces, stops, came):
+    """What to say where the text is right, and its pieces are not."""
+    for number, text in came:
+        so_far = "".join(pieces[:number])
+        begun = [
+            so_far[at:]
+            for at in range(len(so_far))
+            if any(stop.startswith(so_far[at:]) for stop in stops)
+        ]
+        held = begun[0] if begun else ""
+        if number < len(pieces) and held and len(text) > len(so_far) - len(held):
+            return f"{held!r} came out early, though it may begin a stop string."
+    return "Text came out late: hold back only what may begin a stop string."
 
 
 def first_complete(text, stops):
@@ -528,7 +584,12 @@ def test_holds_back_no_more_than_needed(stop_at):
     out = stop_at(pieces(), ["END"])
     for number, wanted in enumerate(("abc", "d", "ENx"), start=1):
         got = next(out, None)
-        expect.value(got, wanted, f"output {number} for 'abc', 'dEN', 'x', stop 'END'")
+        place = ("first", "second", "third")[number - 1]
+        call = f"stop_at(['abc', 'dEN', 'x'], ['END']): the {place} piece"
+        hint = ""
+        if isinstance(got, str) and number == 2:
+            hint = "Only 'EN' may begin the stop string."
+        expect.value(got, wanted, call, hint)
         assert len(given) == number, (
             f"{wanted!r} could have come out after {number} pieces; {len(given)} were "
             "read first"
@@ -561,7 +622,10 @@ def run(CustomDecoder, model, ids, mask=None, **options):
     decoder = CustomDecoder(model, toy_tokenizer())
     if mask is not None:
         options["attention_mask"] = mask
-    return decoder.generate(ids, **options)
+    hint = "The model has it: self.model.generation_config. The generate of "
+    hint += "GenerationMixin itself needs a model: write the call of decode_batch."
+    with expect.hinting(hint, AttributeError, says="generation_config"):
+        return decoder.generate(ids, **options)
 
 
 def same_as_generate(CustomDecoder, model, ids, mask, call, hint="", **options):
@@ -572,6 +636,38 @@ def same_as_generate(CustomDecoder, model, ids, mask, call, hint="", **options):
     if callable(hint):
         hint = hint(got, oracle)
     expect.same_ids(got, oracle, call, hint=hint)
+
+
+def other_rows(got, oracle):
+    """What to say of a padded batch, by the first tokens that differ."""
+    hint = "Rows need their mask and their positions; finished ones get padding."
+    if not isinstance(got, torch.Tensor) or got.dim() != 2 or len(got) != len(oracle):
+        return hint
+    width = min(got.shape[1], oracle.shape[1])
+    columns = (got[:, :width] != oracle[:, :width]).any(0).nonzero().flatten().tolist()
+    if not columns or columns[0] < 5:
+        return hint
+    wrong = got[:, columns[0]] != oracle[:, columns[0]]
+    mine, theirs = got[wrong, columns[0]], oracle[wrong, columns[0]]
+    if (theirs == 0).all() and (mine == 2).all():
+        return (
+            "After its EOS, 2, a row gets pad_token_id, which is 0 for this model: 0 "
+            "counts as false, so ask `is None`."
+        )
+    if (theirs == 0).all():
+        return "After its EOS a row gets pad_token_id."
+    return "Rows need their mask and their positions."
+
+
+def drawn_alike(got, oracle):
+    """What to say where all rows of a batch got the tokens of one draw."""
+    if isinstance(got, torch.Tensor) and got.shape[0] == len(oracle) > 1:
+        new = got[:, 5:6]
+        if (new == new[:1]).all() and not (oracle[:, 5:6] == oracle[:1, 5:6]).all():
+            return (
+                "Each row gets a draw of its own: torch.multinomial on (batch, vocab)."
+            )
+    return ""
 
 
 def other_ends(got, oracle):
@@ -602,9 +698,12 @@ def test_max_new_tokens_counts_new_tokens(CustomDecoder):
         got = run(CustomDecoder, model, ids.clone(), max_new_tokens=wanted)
         expect.returned(got, torch.Tensor, "generate")
         new = got.shape[1] - 4
+        hint = "" if new < wanted else " Was it swallowed by **kwargs?"
+        if new in (0, wanted - 4):
+            hint = " Does it count the prompt?"
         assert new == wanted, (
-            f"max_new_tokens={wanted} gave {new} new tokens. Was it swallowed by "
-            "**kwargs, or does it count the prompt?"
+            f"max_new_tokens={wanted} gave {counted(new, 'new token')} after a prompt "
+            f"of 4.{hint}"
         )
 
 
@@ -632,10 +731,9 @@ def test_greedy_on_one_prompt(CustomDecoder, make):
 
 @MODELS
 def test_greedy_on_a_left_padded_batch(CustomDecoder, make):
-    hint = "Rows need their mask and their positions; finished ones get padding."
     call = "generate, greedy, 3 padded prompts"
     options = {"max_new_tokens": 10, "do_sample": False}
-    same_as_generate(CustomDecoder, make(), *three(), call, hint, **options)
+    same_as_generate(CustomDecoder, make(), *three(), call, other_rows, **options)
 
 
 @MODELS
@@ -647,8 +745,12 @@ def test_sampling_with_top_k(CustomDecoder, make, batch, top_k):
             CustomDecoder,
             make(),
             *batch(),
-            f"generate, do_sample, top_k={top_k}, temperature={temperature},",
-            "Temperature, top-k, softmax, one draw." if batch is one else "",
+            f"generate, do_sample, {counted(len(batch()[0]), 'prompt')}, "
+            f"top_k={top_k}, temperature={temperature},",
+            "Temperature, top-k, softmax, then torch.multinomial on (batch, vocab), "
+            "and no other draw."
+            if batch is one
+            else drawn_alike,
             max_new_tokens=8,
             do_sample=True,
             top_k=top_k,
@@ -740,16 +842,21 @@ def test_a_model_without_a_pad_token_pads_with_eos(CustomDecoder):
 def test_a_vocabulary_smaller_than_top_k(CustomDecoder):
     model = random_llama(vocab_size=40)
     ids = torch.tensor([[5, 17, 30]])
+    hint = (
+        "The default top_k of 50 is above the 40 tokens of this model, and keeps all: "
+    )
+    hint += "is top_k_filter used?"
     for do_sample in (False, True):
-        same_as_generate(
-            CustomDecoder,
-            model,
-            ids,
-            torch.ones_like(ids),
-            f"generate, 40 tokens in the vocabulary, do_sample={do_sample},",
-            max_new_tokens=5,
-            do_sample=do_sample,
-        )
+        with expect.hinting(hint, RuntimeError, IndexError, says="out of range"):
+            same_as_generate(
+                CustomDecoder,
+                model,
+                ids,
+                torch.ones_like(ids),
+                f"generate, 40 tokens in the vocabulary, do_sample={do_sample},",
+                max_new_tokens=5,
+                do_sample=do_sample,
+            )
 
 
 def test_without_a_mask_all_tokens_are_real(CustomDecoder):
@@ -779,8 +886,14 @@ def test_greedy_asks_for_no_temperature_and_no_top_k(CustomDecoder):
     model = random_llama()
     oracle = model.generate(ids, attention_mask=mask, max_new_tokens=5)
     for options in ({"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}):
-        got = run(CustomDecoder, model, ids.clone(), max_new_tokens=5, **options)
-        expect.same_ids(got, oracle, f"generate(ids, do_sample=False, **{options})")
+        hint = (
+            "Greedy uses neither temperature nor top_k: check them only when sampling."
+        )
+        with expect.hinting(hint, ValueError):
+            got = run(CustomDecoder, model, ids.clone(), max_new_tokens=5, **options)
+        ((name, value),) = options.items()
+        call = f"generate(ids, do_sample=False, {name}={value})"
+        expect.same_ids(got, oracle, call)
 
 
 def test_values_that_make_no_sense_are_refused(CustomDecoder):
@@ -796,7 +909,10 @@ def test_values_that_make_no_sense_are_refused(CustomDecoder):
         expect.rejects(
             ValueError, lambda m=model, o=options: run(CustomDecoder, m, ids, **o), call
         )
-        assert not model.calls, f"{call}: refuse it before the model is called ({name})"
+        assert not model.calls, (
+            f"{call} raised ValueError only after the model was called: check {name} "
+            "at the beginning"
+        )
     flat = torch.tensor([5, 17])
     for bad in (flat, flat[None, None]):
         model = ScriptedModel.of_tokens([[6] * 20], vocab_size=20)
@@ -804,7 +920,10 @@ def test_values_that_make_no_sense_are_refused(CustomDecoder):
         expect.rejects(
             ValueError, lambda m=model, b=bad: run(CustomDecoder, m, b), call
         )
-        assert not model.calls, f"{call}: refuse it before the model is called"
+        assert not model.calls, (
+            f"{call} raised ValueError only after the model was called: check it at "
+            "the beginning"
+        )
 
 
 def test_an_unknown_argument_is_an_error(CustomDecoder):

@@ -32,7 +32,7 @@ def whole_message(client, model, messages, **options):
     return respond(client, model, messages, **options).choices[0].message
 
 
-@wrong("ask", TEXT, "not a NoneType")
+@wrong("ask", TEXT, "should return a str, not None. Is a `return` missing?")
 def prints_it(client, model, messages, **options):
     """Prints the text and returns nothing."""
     str(ask(client, model, messages, **options))
@@ -50,7 +50,7 @@ def options_dropped(client, model, messages, **options):
     return ask(client, model, messages)
 
 
-@wrong("ask", REQUEST, "the request's messages")
+@wrong("ask", REQUEST, "the request should have 3 messages, not 1. The first 2 are")
 def last_message_only(client, model, messages, **options):
     """Sends the newest message without what came before."""
     return ask(client, model, messages[-1:], **options)
@@ -64,7 +64,7 @@ def appends_to_the_messages(client, model, messages, **options):
     return text
 
 
-@wrong("ask", "test_without_options_the_request_has_none", "temperature")
+@wrong("ask", "test_without_options_the_request_has_none", "put 'temperature' in")
 def greedy_by_default(client, model, messages, **options):
     """Sets a temperature that nobody asked for."""
     options.setdefault("temperature", 0)
@@ -77,14 +77,14 @@ def fixed_temperature(client, model, messages, **options):
     return ask(client, model, messages, **{**options, "temperature": 0})
 
 
-@wrong("ask", REQUEST, "the request has no 'seed'")
+@wrong("ask", REQUEST, "seed=None was given: None is handed on like")
 def none_is_no_option(client, model, messages, **options):
     """Drops options that are None: the API may mean something by null."""
     given = {name: value for name, value in options.items() if value is not None}
     return ask(client, model, messages, **given)
 
 
-@wrong("ask", REQUEST, "the request's stop should give 'x', not ['x']")
+@wrong("ask", REQUEST, "the request's stop should be 'x', not ['x']")
 def stop_in_a_list(client, model, messages, **options):
     """Makes a list of what is asked for as it is."""
     if isinstance(options.get("stop"), str):
@@ -92,7 +92,7 @@ def stop_in_a_list(client, model, messages, **options):
     return ask(client, model, messages, **options)
 
 
-@wrong("ask", REQUEST, "the request's messages")
+@wrong("ask", REQUEST, "the request: message 2 lacks 'name': keep the messages")
 def role_and_content_only(client, model, messages, **options):
     """A message may have other fields, such as a name."""
     known = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -122,7 +122,11 @@ def remembers_answers(client, model, messages, **options):
     return known[str(messages)]
 
 
-@wrong("ask", "test_ask_says_what_generate_says", "text left alone")
+@wrong(
+    "ask",
+    "test_ask_says_what_generate_says",
+    "those that came are right, and the end is missing",
+)
 def tidied_up(client, model, messages, **options):
     """Cuts the text down to its first half."""
     text = ask(client, model, messages, **options)
@@ -145,7 +149,7 @@ def joined(*arguments, **options):
     return "".join(stream_text(*arguments, **options))
 
 
-@wrong("stream_text", PIECES, "IndexError")
+@wrong("stream_text", PIECES, "list index out of range. Is it a chunk without choices?")
 def every_chunk_has_a_choice(*arguments, **options):
     """The chunk with the usage has no choices."""
     for chunk in chunks(*arguments, **options):
@@ -196,7 +200,11 @@ def stops_without_choices(*arguments, **options):
             yield chunk.choices[0].delta.content
 
 
-@wrong("stream_text", "test_the_request_asks_for_a_stream", "no 'stream'")
+@wrong(
+    "stream_text",
+    "test_the_request_of_a_stream",
+    "no 'stream': ask for a stream with stream=True",
+)
 def not_streamed(client, model, messages, **options):
     """Asks for the whole answer and cuts it up."""
     for chunk in respond(client, model, messages, **options):
@@ -204,7 +212,7 @@ def not_streamed(client, model, messages, **options):
             yield chunk.choices[0].delta.content
 
 
-@wrong("stream_text", "test_the_request_asks_for_a_stream", "no 'temperature'")
+@wrong("stream_text", "test_the_request_of_a_stream", "no 'temperature'")
 def stream_without_options(client, model, messages, **options):
     """The options are not handed on."""
     return stream_text(client, model, messages)
@@ -225,7 +233,7 @@ def text_so_far(*arguments, **options):
         yield text
 
 
-@wrong("stream_text", PIECES, "stream has been closed")
+@wrong("stream_text", PIECES, "has been closed. yield inside the `with`")
 def closed_before_it_is_read(*arguments, **options):
     """The generator is read when the `with` has ended, and the stream with it."""
     with chunks(*arguments, **options) as stream:
@@ -239,7 +247,7 @@ def prints_the_pieces(*arguments, **options):
     "".join(stream_text(*arguments, **options))
 
 
-@wrong("stream_text", "test_the_request_asks_for_a_stream", "`messages` was changed")
+@wrong("stream_text", "test_the_request_of_a_stream", "`messages` was changed")
 def adds_the_answer(client, model, messages, **options):
     """Puts the answer into the caller's list."""
     text = ""
@@ -249,7 +257,11 @@ def adds_the_answer(client, model, messages, **options):
     messages.append({"role": "assistant", "content": text})
 
 
-@wrong("stream_text", "test_the_request_asks_for_a_stream", "nobody asked for")
+@wrong(
+    "stream_text",
+    "test_the_request_of_a_stream",
+    "nobody asked for 'top_p' in the request.",
+)
 def stream_with_a_limit_of_its_own(client, model, messages, **options):
     """Sets what nobody asked for."""
     return stream_text(client, model, messages, top_p=1, **options)
@@ -258,13 +270,13 @@ def stream_with_a_limit_of_its_own(client, model, messages, **options):
 EVERY = "test_every_piece_of_text_comes_out"
 
 
-@wrong("stream_text", EVERY, "not ['Ha', 'Ha', '!']")
+@wrong("stream_text", EVERY, "not ['Oh', 'Ha', 'Ha', '!']")
 def spaces_are_no_text(*arguments, **options):
     """A piece of white space is text, too."""
     return (text for text in stream_text(*arguments, **options) if text.strip())
 
 
-@wrong("stream_text", EVERY, "not ['Ha', ' ', '\\n', '!']")
+@wrong("stream_text", EVERY, "not ['Oh', 'Ha', ' ', '\\n', '!']")
 def repetitions_dropped(*arguments, **options):
     """Two equal pieces in a row are two pieces."""
     before = None
@@ -274,7 +286,7 @@ def repetitions_dropped(*arguments, **options):
         before = text
 
 
-@wrong("stream_text", EVERY, "not ['Ha', 'Ha', ' ', '\\n']")
+@wrong("stream_text", EVERY, "not ['Oh', 'Ha', 'Ha', ' ', '\\n']")
 def nothing_with_the_finish_reason(*arguments, **options):
     """The chunk with the finish reason may have text."""
     for chunk in chunks(*arguments, **options):
@@ -284,7 +296,7 @@ def nothing_with_the_finish_reason(*arguments, **options):
             yield chunk.choices[0].delta.content
 
 
-@wrong("stream_text", EVERY, "not ['Ha', ' ', '\\n', '!']")
+@wrong("stream_text", EVERY, "not ['Ha', 'Ha', ' ', '\\n', '!']")
 def nothing_with_the_role(*arguments, **options):
     """The chunk with the role may have text."""
     for chunk in chunks(*arguments, **options):
@@ -293,7 +305,11 @@ def nothing_with_the_role(*arguments, **options):
             yield delta.content
 
 
-@wrong("stream_text", "test_the_request_asks_for_a_stream", "['stream_options']")
+@wrong(
+    "stream_text",
+    "test_the_request_of_a_stream",
+    "nobody asked for 'stream_options' in the request",
+)
 def asks_for_the_usage(*arguments, **options):
     """A stream needs no usage."""
     options.setdefault("stream_options", {"include_usage": True})
@@ -439,37 +455,61 @@ def events_of_fields(lines, name_is, line_of=str, blank=""):
             yield json.loads(event)
 
 
-@wrong("read_sse", EVENTS, "json.loads was given '1")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "given '1\\n3\\n{}'. It should be '{}': only a field named exactly 'data'",
+)
 def names_that_begin_with_data(lines):
     """`dataset: 1` is another field."""
     return events_of_fields(lines, lambda name: name.startswith("data"))
 
 
-@wrong("read_sse", EVENTS, "json.loads was given '2")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "given '2\\n3\\n4\\n{}'. It should be '{}': only a field named exactly 'data'",
+)
 def sloppy_names(lines):
     """`Data` and `data ` are other fields."""
     return events_of_fields(lines, lambda name: name.strip().lower() == "data")
 
 
-@wrong("read_sse", EVENTS, "json.loads was given '4")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "given '4\\n{}'. It should be '{}': only a field named exactly 'data'",
+)
 def indented_fields(lines):
     """A name with a space before it is another name."""
     return events_of_fields(lines, lambda name: name == "data", str.lstrip)
 
 
-@wrong("read_sse", EVENTS, "An event ends at a blank line")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "The line ' ' ended the event: only '' is a blank line",
+)
 def a_space_is_blank(lines):
     """Only an empty line ends an event."""
     return events_of_fields(lines, lambda name: name == "data", blank=" ")
 
 
-@wrong("read_sse", EVENTS, "json.loads was given '1")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "A line that begins with a colon is a comment",
+)
 def data_in_a_comment(lines):
     """`: data: 1` is a comment."""
     return events([x[x.find("data:") :] if ": data:" in x else x for x in lines])
 
 
-@wrong("read_sse", EVENTS, "rue}")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "lstrip and strip remove letters, not a word",
+)
 def lstrip_takes_letters(lines):
     """lstrip removes any of the letters, not the name."""
     name = "data: "
@@ -478,19 +518,31 @@ def lstrip_takes_letters(lines):
     )
 
 
-@wrong("read_sse", EVENTS, "[DONE] and comments are not JSON")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "may be missing before [DONE], too",
+)
 def done_with_a_space(lines):
     """The space before [DONE] may be missing."""
     return events(itertools.takewhile(lambda x: x != "data: [DONE]", lines), end=None)
 
 
-@wrong("read_sse", EVENTS, "should give [{}], not []")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "read_sse(['data: {}', '']) should give [{}], not []. An empty document",
+)
 def empty_documents_dropped(lines):
     """{} is a document."""
     return filter(None, events(lines))
 
 
-@wrong("read_sse", EVENTS, "'list' object is not an iterator")
+@wrong(
+    "read_sse",
+    EVENTS,
+    "an iterator. lines is a list here: use a for loop",
+)
 def next_of_the_lines(lines):
     """A list is iterable, but next wants an iterator."""
     return events(iter(lambda: next(lines, None), None))
@@ -510,14 +562,22 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
-@wrong("continue_chat", TURN, "the new history should give")
+@wrong(
+    "continue_chat",
+    TURN,
+    "should have 2 messages, not 1. The first that differs is message 2",
+)
 def forgets_its_reply(client, model, history, user_message, **options):
     """The reply is not put into the history."""
     messages = [*history, user(user_message)]
     return ask(client, model, messages, **options), messages
 
 
-@wrong("continue_chat", TURN, "the new history should give")
+@wrong(
+    "continue_chat",
+    TURN,
+    "should have 2 messages, not 1. The first is missing.",
+)
 def forgets_the_question(client, model, history, user_message, **options):
     """The user's message is sent, but not kept."""
     reply = ask(client, model, [*history, user(user_message)], **options)
@@ -538,7 +598,11 @@ def reply_alone(client, model, history, user_message, **options):
     return ask(client, model, [*history, user(user_message)], **options)
 
 
-@wrong("continue_chat", TURN, "the reply should give 'Hello!', not [")
+@wrong(
+    "continue_chat",
+    TURN,
+    "the reply should be 'Hello!', not [",
+)
 def wrong_order(*arguments, **options):
     """(history, reply) for (reply, history)."""
     return continue_chat(*arguments, **options)[::-1]
@@ -577,7 +641,7 @@ def chat_without_options(client, model, history, user_message, **options):
 @wrong(
     "continue_chat",
     "test_the_reply_goes_into_the_history_as_it_came",
-    "its content in the new history",
+    "'content': 'Hello!'}. Its spaces belong to it: no strip()",
 )
 def history_stripped(client, model, history, user_message, **options):
     """Tidies the reply up before it is sent back to the model."""
@@ -597,7 +661,11 @@ def appends_and_pops(client, model, history, user_message, **options):
     return reply, [*history[:-1], history.pop(), assistant(reply)]
 
 
-@wrong("continue_chat", WHOLE, "the messages of the request")
+@wrong(
+    "continue_chat",
+    WHOLE,
+    "Keep each message as it is, empty ones and two in a row",
+)
 def merges_user_messages(client, model, history, user_message, **options):
     """Two messages of the user in a row are two messages."""
     if not history or history[-1]["role"] != "user":
@@ -607,14 +675,22 @@ def merges_user_messages(client, model, history, user_message, **options):
     return continue_chat(client, model, before, merged, **options)
 
 
-@wrong("continue_chat", WHOLE, "the new history should give")
+@wrong(
+    "continue_chat",
+    WHOLE,
+    "the API replied '': the new history should end with",
+)
 def empty_reply_dropped(client, model, history, user_message, **options):
     """An empty reply is one, too: without it two users speak in a row."""
     reply, new = continue_chat(client, model, history, user_message, **options)
     return reply, new if reply else new[:-1]
 
 
-@wrong("continue_chat", WHOLE, "the messages of the request")
+@wrong(
+    "continue_chat",
+    WHOLE,
+    "Keep each message as it is, empty ones and two in a row",
+)
 def empty_message_dropped(client, model, history, user_message, **options):
     """An empty message is one, too."""
     messages = [*history, user(user_message)] if user_message else list(history)
@@ -622,20 +698,32 @@ def empty_message_dropped(client, model, history, user_message, **options):
     return reply, [*messages, assistant(reply)]
 
 
-@wrong("continue_chat", WHOLE, "the messages of the request")
+@wrong(
+    "continue_chat",
+    WHOLE,
+    "are missing.",
+)
 def last_ten_messages(client, model, history, user_message, **options):
     """Forgets how a long conversation began."""
     return continue_chat(client, model, history[-9:], user_message, **options)
 
 
-@wrong("continue_chat", WHOLE, "the new history should give")
+@wrong(
+    "continue_chat",
+    WHOLE,
+    "Keep the order.",
+)
 def system_messages_first(client, model, history, user_message, **options):
     """The order of the messages is the caller's."""
     reply, new = continue_chat(client, model, history, user_message, **options)
     return reply, sorted(new, key=lambda message: message["role"] != "system")
 
 
-@wrong("continue_chat", WHOLE, "the new history should give")
+@wrong(
+    "continue_chat",
+    WHOLE,
+    "the new history: message 2 lacks 'name': keep the messages",
+)
 def other_fields_lost(client, model, history, user_message, **options):
     """A message may have a name."""
     reply, new = continue_chat(client, model, history, user_message, **options)
@@ -665,19 +753,19 @@ def logarithms(client, model, messages, n):
     return pairs(client, model, messages, n, of=float)
 
 
-@wrong("top_alternatives", BY_HAND, "should give [0.5, 0.25], not [0.203, 0.041]")
+@wrong("top_alternatives", BY_HAND, "should be [0.5, 0.25], not [0.203, 0.041]")
 def ten_to_the_power(client, model, messages, n):
     """Takes them for decimal logarithms."""
     return pairs(client, model, messages, n, of=lambda x: 10**x)
 
 
-@wrong("top_alternatives", BY_HAND, "should give [0.5, 0.25], not [0.619, 0.383]")
+@wrong("top_alternatives", BY_HAND, "should be [0.5, 0.25], not [0.619, 0.383]")
 def two_to_the_power(client, model, messages, n):
     """Takes them for logarithms to the base 2."""
     return pairs(client, model, messages, n, of=lambda x: 2**x)
 
 
-@wrong("top_alternatives", BY_HAND, "should give [0.5, 0.25], not [0.667, 0.333]")
+@wrong("top_alternatives", BY_HAND, "should be [0.5, 0.25], not [0.667, 0.333]")
 def made_to_sum_to_1(client, model, messages, n):
     """The n likeliest are not all there is."""
     found = pairs(client, model, messages, n)
@@ -691,20 +779,24 @@ def a_dict(client, model, messages, n):
     return dict(pairs(client, model, messages, n))
 
 
-@wrong("top_alternatives", BY_HAND, "is no (token, probability)")
+@wrong(
+    "top_alternatives",
+    BY_HAND,
+    "each entry should be a tuple, (token, probability), not a list",
+)
 def lists_in_a_list(client, model, messages, n):
     """Lists, where pairs are asked for."""
     return [list(pair) for pair in pairs(client, model, messages, n)]
 
 
-@wrong("top_alternatives", BY_HAND, "should give ['Yes', 'No'], not ['Yes']")
+@wrong("top_alternatives", BY_HAND, "should be ['Yes', 'No'], not ['Yes']")
 def the_chosen_token_alone(client, model, messages, n):
     """The token that was chosen, without its alternatives."""
     first = entries(client, model, messages, n)
     return [(first.token, math.exp(first.logprob))]
 
 
-@wrong("top_alternatives", BY_HAND, "should give ['Yes', 'No'], not ['No', 'Yes']")
+@wrong("top_alternatives", BY_HAND, "should be ['Yes', 'No'], not ['No', 'Yes']")
 def least_likely_first(client, model, messages, n):
     """Sorted the wrong way round."""
     return sorted(pairs(client, model, messages, n), key=lambda pair: pair[1])
@@ -717,13 +809,21 @@ def instructs_the_model(client, model, messages, n):
     return pairs(client, model, messages, n)
 
 
-@wrong("top_alternatives", NEEDED, "one token is enough")
+@wrong(
+    "top_alternatives",
+    NEEDED,
+    "the request has no limit: one token is enough, max_completion_tokens=1",
+)
 def a_whole_answer(client, model, messages, n):
     """Pays for an answer of which one token is needed."""
     return pairs(client, model, messages, n, max_tokens=None)
 
 
-@wrong("top_alternatives", NEEDED, "the request has no 'logprobs'")
+@wrong(
+    "top_alternatives",
+    NEEDED,
+    "no 'logprobs': top_logprobs needs logprobs=True",
+)
 def without_logprobs(client, model, messages, n):
     """top_logprobs needs logprobs=True."""
     return pairs(client, model, messages, n, logprobs=None)
@@ -738,13 +838,21 @@ def one_alternative(client, model, messages, n):
     return pairs(client, model, messages, n, top_logprobs=1)
 
 
-@wrong("top_alternatives", ALTERNATIVES, "Each entry counts")
+@wrong(
+    "top_alternatives",
+    ALTERNATIVES,
+    "Two tokens may have the same text: each entry counts",
+)
 def one_for_each_text(client, model, messages, n):
     """A dict by text: two tokens that have the same text become one."""
     return list(dict(pairs(client, model, messages, n)).items())
 
 
-@wrong("top_alternatives", ALTERNATIVES, "not [('No', 0.05)]")
+@wrong(
+    "top_alternatives",
+    ALTERNATIVES,
+    "That is the drawn token, which need not be",
+)
 def the_drawn_token_for_one(client, model, messages, n):
     """The token that was drawn need not be the likeliest."""
     first = entries(client, model, messages, n)
@@ -753,13 +861,21 @@ def the_drawn_token_for_one(client, model, messages, n):
     return [(x.token, math.exp(x.logprob)) for x in first.top_logprobs]
 
 
-@wrong("top_alternatives", ALTERNATIVES, "Each entry counts, as it is")
+@wrong(
+    "top_alternatives",
+    ALTERNATIVES,
+    "' Yes' and 'Yes' are two tokens: no strip()",
+)
 def tokens_stripped(client, model, messages, n):
     """' Yes' and 'Yes' are two tokens."""
     return [(token.strip(), p) for token, p in pairs(client, model, messages, n)]
 
 
-@wrong("top_alternatives", ALTERNATIVES, "Each entry counts")
+@wrong(
+    "top_alternatives",
+    ALTERNATIVES,
+    "whose probability is rounded to 0 is one, too",
+)
 def without_probabilities_of_0(client, model, messages, n):
     """Drops what is so unlikely that exp gives 0."""
     return [pair for pair in pairs(client, model, messages, n) if pair[1]]

@@ -27,7 +27,9 @@ def no_generation_prompt(tokenizer, messages):
     )
 
 
-@wrong("build_prompt", PROMPT, "The last message is left open")
+@wrong(
+    "build_prompt", PROMPT, "add_generation_prompt=True, and no continue_final_message"
+)
 def continues_the_question(tokenizer, messages):
     """continue_final_message is for a message that is to be completed."""
     return tokenizer.apply_chat_template(
@@ -58,13 +60,17 @@ def a_string(tokenizer, messages):
     )
 
 
-@wrong("build_prompt", PROMPT, "should return a BatchEncoding, not a dict")
+@wrong("build_prompt", PROMPT, "not a dict, which has no .to(device)")
 def a_plain_dict(tokenizer, messages):
     """A dict has no .to(device)."""
     return dict(build(tokenizer, messages))
 
 
-@wrong("build_prompt", PROMPT, 'return_tensors="pt"')
+@wrong(
+    "build_prompt",
+    PROMPT,
+    'input_ids should be a tensor, not a list: return_tensors="pt"',
+)
 def lists_of_numbers(tokenizer, messages):
     """Without return_tensors the ids are a list, and without a batch dimension."""
     return tokenizer.apply_chat_template(
@@ -127,7 +133,11 @@ def text_first_then_ids(tokenizer, messages):
     return tokenizer(text, return_tensors="pt")
 
 
-@wrong("build_prompt", "test_the_mask_is_ones", "The EOS of a message is text")
+@wrong(
+    "build_prompt",
+    "test_the_attention_mask_of_a_prompt",
+    "even where it is the pad token",
+)
 def pad_for_eos(tokenizer, messages):
     """With EOS as the pad token, a mask from the ids hides each message's end."""
     tokenizer.pad_token = tokenizer.eos_token
@@ -136,7 +146,11 @@ def pad_for_eos(tokenizer, messages):
     return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
-@wrong("build_prompt", "test_the_mask_is_ones", "The EOS of a message is text")
+@wrong(
+    "build_prompt",
+    "test_the_attention_mask_of_a_prompt",
+    "The EOS of a message is text",
+)
 def a_mask_from_the_ids(tokenizer, messages):
     """Takes each pad token for padding, and with many models that is EOS."""
     ids = build(tokenizer, messages)["input_ids"]
@@ -144,7 +158,7 @@ def a_mask_from_the_ids(tokenizer, messages):
     return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
 
-@wrong("build_prompt", PROMPT, "<tool>42</s>'. The generation prompt is missing")
+@wrong("build_prompt", PROMPT, "it is the model's turn whichever role spoke last")
 def turn_after_users_only(tokenizer, messages):
     """It is the model's turn after a tool's message, too."""
     asked = messages[-1]["role"] == "user"
@@ -160,7 +174,7 @@ def ids_of_32_bits(tokenizer, messages):
     return BatchEncoding(prompt | {"input_ids": prompt["input_ids"].int()})
 
 
-@wrong("build_prompt", "test_the_mask_is_ones", "should be torch.int64")
+@wrong("build_prompt", "test_the_attention_mask_of_a_prompt", "should be torch.int64")
 def a_mask_of_floats(tokenizer, messages):
     """torch.ones makes float32 unless told otherwise."""
     ids = build(tokenizer, messages)["input_ids"]
@@ -183,7 +197,11 @@ def roles_by_hand(tokenizer, messages):
     )
 
 
-@wrong("build_prompt", "test_the_template_is_that_of_the_tokenizer", "not '[hi]['")
+@wrong(
+    "build_prompt",
+    "test_the_template_is_that_of_the_tokenizer",
+    "not in a message that was begun: add_generation_prompt=True",
+)
 def continues_an_empty_answer(tokenizer, messages):
     """Completes an empty answer: with some templates that is the same."""
     empty = {"role": "assistant", "content": ""}
@@ -250,7 +268,11 @@ def split_at_the_role(tokenizer, input_ids, output_ids):
     return text.split("<assistant>")[-1]
 
 
-@wrong("new_text", TEXT, "len(input_ids) is its number of rows")
+@wrong(
+    "new_text",
+    TEXT,
+    "not 'bcde'. The prompt has input_ids.shape[1] tokens, and len(input_ids)",
+)
 def rows_for_tokens(tokenizer, input_ids, output_ids):
     """len of a (1, seq) tensor is 1."""
     return tokenizer.decode(output_ids[0, len(input_ids) :], skip_special_tokens=True)
@@ -263,7 +285,11 @@ def one_too_late(tokenizer, input_ids, output_ids):
     return tokenizer.decode(new, skip_special_tokens=True)
 
 
-@wrong("new_text", TEXT, "The last token of the prompt is still in it")
+@wrong(
+    "new_text",
+    TEXT,
+    "not 'cde'. The last token of the prompt is still in it: the first new token",
+)
 def one_too_early(tokenizer, input_ids, output_ids):
     """Off by one: the prompt's last token is not new."""
     new = output_ids[0, input_ids.shape[1] - 1 :]
@@ -277,7 +303,9 @@ def drops_the_last_token(tokenizer, input_ids, output_ids):
     return tokenizer.decode(new, skip_special_tokens=True)
 
 
-@wrong("new_text", TEXT, "output 'ab' should give '', not 'ab'")
+@wrong(
+    "new_text", TEXT, "Nothing is new here. Counted from the end, [-0:] is everything"
+)
 def counted_from_the_end(tokenizer, input_ids, output_ids):
     """With no new token, -0 is the beginning."""
     new = output_ids.shape[1] - input_ids.shape[1]
@@ -409,14 +437,14 @@ def max_length_for_max_new_tokens(model, tokenizer, messages, **generation):
     return text_of(tokenizer, prompt["input_ids"], output)
 
 
-@wrong("reply", OPTIONS, "Missing: ['max_new_tokens']")
+@wrong("reply", OPTIONS, "Missing: max_new_tokens")
 def options_dropped(model, tokenizer, messages, **generation):
     """Takes the options and does nothing with them."""
     prompt = build(tokenizer, messages).to(model.device)
     return text_of(tokenizer, prompt["input_ids"], model.generate(**prompt))
 
 
-@wrong("reply", OPTIONS, "Nobody asked for ['generation']")
+@wrong("reply", OPTIONS, "Nobody asked for generation. Unpack it: **generation")
 def options_in_one_argument(model, tokenizer, messages, **generation):
     """Hands the dictionary on without its stars."""
     prompt = build(tokenizer, messages).to(model.device)
@@ -424,7 +452,7 @@ def options_in_one_argument(model, tokenizer, messages, **generation):
     return text_of(tokenizer, prompt["input_ids"], output)
 
 
-@wrong("reply", OPTIONS, "Nobody asked for ['do_sample']")
+@wrong("reply", OPTIONS, "Nobody asked for do_sample")
 def always_samples(model, tokenizer, messages, **generation):
     """Switches sampling on where the caller did not."""
     prompt = build(tokenizer, messages).to(model.device)
@@ -433,7 +461,7 @@ def always_samples(model, tokenizer, messages, **generation):
     return text_of(tokenizer, prompt["input_ids"], output)
 
 
-@wrong("reply", OPTIONS, "Nobody asked for ['max_new_tokens']")
+@wrong("reply", OPTIONS, "Nobody asked for max_new_tokens")
 def a_length_of_its_own(model, tokenizer, messages, max_new_tokens=50, **generation):
     """A default that the caller did not choose."""
     prompt = build(tokenizer, messages).to(model.device)
@@ -449,7 +477,7 @@ def capped(model, tokenizer, messages, **generation):
     return reference("reply")(model, tokenizer, messages, **generation)
 
 
-@wrong("reply", OPTIONS, "Nobody asked for ['pad_token_id']")
+@wrong("reply", OPTIONS, "Nobody asked for pad_token_id")
 def silences_a_warning(model, tokenizer, messages, **generation):
     """Adds an option to be rid of a warning."""
     prompt = build(tokenizer, messages).to(model.device)
@@ -474,7 +502,7 @@ def mask_stays_on_the_cpu(model, tokenizer, messages, **generation):
     return text_of(tokenizer, prompt["input_ids"], output)
 
 
-@wrong("reply", SAYS, "leave the seed to the caller")
+@wrong("reply", SAYS, "says the same with seeds 7 and 8: leave the seed to the caller")
 def seeds_inside(model, tokenizer, messages, **generation):
     """The same answer each time, and whoever had set a seed has lost it."""
     torch.manual_seed(0)
@@ -495,7 +523,7 @@ def appends_the_answer(model, tokenizer, messages, **generation):
 
 # --- reply_batch ----------------------------------------------------------------------
 
-BATCH = "test_the_batch_is_padded_on_the_left"
+BATCH = "test_a_batch_of_two_conversations"
 
 
 def template(tokenizer, conversations, **changes):
@@ -541,7 +569,11 @@ def batch_mask_from_the_ids(model, tokenizer, conversations, **generation):
     return answers_of(model, tokenizer, prompts, **generation)
 
 
-@wrong("reply_batch", BATCH, "one call for all that were asked for")
+@wrong(
+    "reply_batch",
+    BATCH,
+    "a call of generate got 1 prompt, not 2: one call for all conversations",
+)
 def one_by_one(model, tokenizer, conversations, **generation):
     """A call for each conversation: right, and as slow as without a batch."""
     reply = reference("reply")
@@ -629,7 +661,7 @@ def no_answers_after_an_error(model, tokenizer, conversations, **generation):
         return [""] * len(conversations)
 
 
-@wrong("reply_batch", BATCH, "came with pad_token=")
+@wrong("reply_batch", BATCH, "left with '</s>': it has a pad token, so set no other")
 def eos_for_the_pad_token(model, tokenizer, conversations, **generation):
     """A line of many tutorials, which changes the caller's tokenizer."""
     tokenizer.pad_token = tokenizer.eos_token
@@ -644,7 +676,9 @@ def batch_without_a_generation_prompt(model, tokenizer, conversations, **generat
     return answers_of(model, tokenizer, prompts.to(model.device), **generation)
 
 
-@wrong("reply_batch", BATCH, "padding=True")
+@wrong(
+    "reply_batch", BATCH, "rows of a tensor are equally long: padding, no truncation"
+)
 def no_padding(model, tokenizer, conversations, **generation):
     """Rows of different lengths do not make a tensor."""
     prompts = template(tokenizer, conversations, padding=False).to(model.device)
@@ -714,7 +748,9 @@ def one_without_its_list(model, tokenizer, conversations, **generation):
 MANY = "test_each_of_many_has_its_answer"
 
 
-@wrong("reply_batch", MANY, "one call for all that were asked for")
+@wrong(
+    "reply_batch", MANY, "a call of generate got 16 prompts, not 18: one call for all"
+)
 def at_most_sixteen(model, tokenizer, conversations, **generation):
     """More calls than one, to save memory."""
     answers = []
@@ -932,7 +968,7 @@ def float32_too_late(model, ids):
 
 # --- attention_map --------------------------------------------------------------------
 
-BACK = "test_each_position_looks_only_back"
+BACK = "test_the_map_of_each_layer"
 ASKED = "test_the_layer_and_the_row_are_the_ones_asked_for"
 AS_IT_WAS = "test_the_model_is_as_it_was"
 AFTER_ERROR = "test_the_model_is_as_it_was_after_an_error"
@@ -968,7 +1004,9 @@ def not_asked_for(model, ids, layer):
         model.set_attn_implementation(before)
 
 
-@wrong("attention_map", BACK, "Rows and columns are swapped")
+@wrong(
+    "attention_map", BACK, "each row of a head should sum to 1; row 0 of head 0 sums to"
+)
 def transposed(model, ids, layer):
     """How much a position is looked at, where how much it looks is asked for."""
     return maps_of(model, ids, lambda out: out.attentions[layer][0]).transpose(-1, -2)
@@ -1019,13 +1057,13 @@ def in_training_mode(model, ids, layer):
         model.eval()
 
 
-@wrong("attention_map", ASKED, "That is layer 1")
+@wrong("attention_map", ASKED, "That is layer 0: layers are counted from 0")
 def counts_from_one(model, ids, layer):
     """Takes layer for a number from 1: layer 0 becomes -1, the last."""
     return maps_of(model, ids, lambda out: out.attentions[layer - 1][0])
 
 
-@wrong("attention_map", ASKED, "That is layer 1")
+@wrong("attention_map", ASKED, "That is layer 2, the last one")
 def always_the_last_layer(model, ids, layer):
     """layer is not used."""
     return maps_of(model, ids, lambda out: out.attentions[-1][0])
@@ -1057,7 +1095,11 @@ def left_eager(model, ids, layer):
         return model(ids[:1], output_attentions=True).attentions[layer][0]
 
 
-@wrong("attention_map", AS_IT_WAS, "was left with 'sdpa'")
+@wrong(
+    "attention_map",
+    AS_IT_WAS,
+    "left with 'sdpa': put back what was set before the call",
+)
 def back_to_sdpa(model, ids, layer):
     """Puts back the usual attention, not the one that was set."""
     try:
@@ -1066,7 +1108,11 @@ def back_to_sdpa(model, ids, layer):
         model.set_attn_implementation("sdpa")
 
 
-@wrong("attention_map", AS_IT_WAS, "was left with 'eager'")
+@wrong(
+    "attention_map",
+    AS_IT_WAS,
+    "left with 'eager': put back what was set before the call",
+)
 def remembered_too_late(model, ids, layer):
     """Looks what was set after setting it."""
     model.set_attn_implementation("eager")
@@ -1135,7 +1181,11 @@ def cuts_long_conversations(tokenizer, messages):
     )
 
 
-@wrong("new_text", "test_new_text_worked_by_hand", "ValueError: empty separator")
+@wrong(
+    "new_text",
+    "test_new_text_worked_by_hand",
+    "The text of the prompt '<s>' is empty: cut the ids",
+)
 def splits_at_the_prompt(tokenizer, input_ids, output_ids):
     """The text of a prompt of special tokens is empty."""
     n = input_ids.shape[1]
@@ -1150,7 +1200,7 @@ def left_in_eval_mode(model, ids, layer):
     return maps_of(model.eval(), ids, lambda out: out.attentions[layer][0])
 
 
-@wrong("attention_map", AS_IT_WAS, ".requires_grad was True and was left as False")
+@wrong("attention_map", AS_IT_WAS, "instead of requires_grad_(False)")
 def frozen(model, ids, layer):
     """No gradients, by switching them off in the model for good."""
     return maps_of(model.requires_grad_(False), ids, lambda o: o.attentions[layer][0])

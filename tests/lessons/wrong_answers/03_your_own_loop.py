@@ -112,7 +112,7 @@ def one_for_the_whole_batch(logits):
     return logits.argmax().reshape(1, 1)
 
 
-@wrong("pick_greedy", LARGEST, "should be torch.int64")
+@wrong("pick_greedy", LARGEST, "these are the logits; their places are asked for")
 def the_logit_itself(logits):
     """The largest value, where its place is asked for."""
     return logits.max(dim=-1, keepdim=True).values
@@ -124,7 +124,11 @@ def the_smallest(logits):
     return logits.argmin(dim=-1, keepdim=True)
 
 
-@wrong("pick_greedy", "test_greedy_picks_for_batches_and_negative_logits", "row 0")
+@wrong(
+    "pick_greedy",
+    "test_greedy_picks_for_batches_and_negative_logits",
+    "pick_greedy of 3 rows of logits below 0, row 0: token",
+)
 def largest_magnitude(logits):
     """abs() makes a very unlikely token win."""
     return logits.abs().argmax(dim=-1, keepdim=True)
@@ -159,7 +163,11 @@ def max_length_in_disguise(model, ids, max_new_tokens, pick):
     return loop(model, ids, max(max_new_tokens - ids.shape[1] + 1, 0), pick)
 
 
-@wrong("decode", ADDS, "2 calls are enough")
+@wrong(
+    "decode",
+    ADDS,
+    "should have shape (1, 4), not (1, 5). The tokens that both have agree; yours goes",
+)
 def one_token_too_many(model, ids, max_new_tokens, pick):
     """Off by one: range(n + 1)."""
     return loop(model, ids, max_new_tokens + 1, pick)
@@ -182,7 +190,7 @@ def always_the_prompt(model, ids, max_new_tokens, pick):
     return out
 
 
-@wrong("decode", SEEN, "Is the new token part of the next step's ids?")
+@wrong("decode", SEEN, "The new token alone is not enough: each step needs")
 def only_the_new_token(model, ids, max_new_tokens, pick):
     """Feeds the last token alone, as one may with a KV cache only."""
     out, step = ids, ids
@@ -221,7 +229,9 @@ def pick_gets_every_position(model, ids, max_new_tokens, pick):
 
 
 @wrong(
-    "decode", "test_sampled_tokens_are_those_of_generate_for_the_same_seed", "seed 1"
+    "decode",
+    "test_sampled_tokens_are_those_of_generate_for_the_same_seed",
+    "It draws the same with another seed: leave the seed",
 )
 def seeds_by_itself(model, ids, max_new_tokens, pick):
     """A manual_seed inside makes all texts alike."""
@@ -294,14 +304,14 @@ def row_by_row(logits, temperature=1.0):
     return torch.stack(rows[::-1])
 
 
-@wrong("pick_sample", SEED, "one torch.multinomial for the whole batch")
+@wrong("pick_sample", SEED, "It draws the same with another seed: leave the seed")
 def seed_inside(logits, temperature=1.0):
     """With a seed of its own every draw is the same."""
     torch.manual_seed(0)
     return torch.multinomial((logits / positive(temperature)).softmax(-1), 1)
 
 
-@wrong("pick_sample", SEED, "one torch.multinomial for the whole batch")
+@wrong("pick_sample", SEED, "and nothing else: no filter")
 def a_hidden_top_k(logits, temperature=1.0):
     """Keeps 10 tokens, as if that were a part of sampling."""
     lowest = logits.topk(min(10, logits.shape[-1])).values[:, -1:]
@@ -330,7 +340,11 @@ def divided_in_place(logits, temperature=1.0):
     return torch.multinomial(logits.softmax(-1), 1)
 
 
-@wrong("pick_sample", "test_never_draws_a_removed_token", "RuntimeError")
+@wrong(
+    "pick_sample",
+    "test_never_draws_a_removed_token",
+    "Each row is [-inf, -inf, 1, -inf]: softmax makes a 0 of -inf",
+)
 def subtracting_the_mean(logits, temperature=1.0):
     """-inf minus -inf is nan, and a nan has no probability."""
     centred = logits - logits.mean(-1, keepdim=True)
@@ -346,28 +360,32 @@ def minus_log_of_uniform(probs):
     return (probs / -torch.rand_like(probs).log()).argmax(-1, keepdim=True)
 
 
-@wrong("multinomial_from_scratch", RACE, "One .exponential_() draw for each token")
+@wrong("multinomial_from_scratch", RACE, "Each row needs its own draws: (batch, vocab)")
 def one_race_for_all_rows(probs):
     """(vocab,) draws, shared by all rows."""
     noise = torch.empty(probs.shape[-1], dtype=probs.dtype).exponential_()
     return (probs / noise).argmax(-1, keepdim=True)
 
 
-@wrong("multinomial_from_scratch", RACE, "the largest p/E wins")
+@wrong("multinomial_from_scratch", RACE, "That is the smallest p/E: the largest wins")
 def the_last_to_finish(probs):
     """argmin of p/E: the slowest wins."""
     noise = torch.empty_like(probs).exponential_()
     return (probs / noise).argmin(-1, keepdim=True)
 
 
-@wrong("multinomial_from_scratch", RACE, "the largest p/E wins")
+@wrong("multinomial_from_scratch", RACE, "That is the largest p times E")
 def times_instead_of_divided(probs):
     """p times E."""
     noise = torch.empty_like(probs).exponential_()
     return (probs * noise).argmax(-1, keepdim=True)
 
 
-@wrong("multinomial_from_scratch", RACE, "the largest p/E wins")
+@wrong(
+    "multinomial_from_scratch",
+    RACE,
+    "That is the smallest E: are the probabilities used?",
+)
 def probabilities_ignored(probs):
     """The smallest E wins, whatever the probabilities."""
     return torch.empty_like(probs).exponential_().argmin(-1, keepdim=True)
@@ -493,7 +511,11 @@ def stops_at_repetition(model, ids, max_new_tokens, pick):
     return ids
 
 
-@wrong("decode", "test_uses_the_pick_that_it_is_given", "the model's logits as they")
+@wrong(
+    "decode",
+    "test_uses_the_pick_that_it_is_given",
+    "These are log-probabilities. Hand it the model's logits",
+)
 def log_probabilities_to_pick(model, ids, max_new_tokens, pick):
     """Greedy and sampling do not notice; a pick that reads the logits does."""
     for _ in range(max_new_tokens):
@@ -523,7 +545,7 @@ def generator_put_back(logits, temperature=1.0):
         return torch.multinomial((logits / temperature).softmax(-1), 1)
 
 
-@wrong("pick_sample", COLD, "Divide the logits as they are")
+@wrong("pick_sample", COLD, "by the temperature as it is, however small")
 def temperature_clamped(logits, temperature=1.0):
     """Raises temperatures below 0.1 to 0.1."""
     if not temperature > 0:
@@ -531,7 +553,7 @@ def temperature_clamped(logits, temperature=1.0):
     return torch.multinomial((logits / max(temperature, 0.1)).softmax(-1), 1)
 
 
-@wrong("pick_sample", COLD, "RuntimeError")
+@wrong("pick_sample", COLD, "hold inf or nan: softmax of the logits avoids it")
 def exp_without_the_shift(logits, temperature=1.0):
     """A cold temperature makes inf / inf."""
     if not temperature > 0:
@@ -540,7 +562,7 @@ def exp_without_the_shift(logits, temperature=1.0):
     return torch.multinomial(weights / weights.sum(-1, keepdim=True), 1)
 
 
-@wrong("multinomial_from_scratch", RACE, "for each token of each row")
+@wrong("multinomial_from_scratch", RACE, "A token of probability 0 has its draw, too")
 def no_draw_for_probability_0(probs):
     """Draws only for the tokens that have a probability."""
     scores, alive = torch.zeros_like(probs), probs > 0

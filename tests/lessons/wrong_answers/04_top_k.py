@@ -65,13 +65,19 @@ def one_threshold_for_all_rows(logits, top_k):
     return logits.masked_fill(logits < smallest_of_best(logits, top_k).min(), -INF)
 
 
-@wrong("top_k_filter", "test_each_row_has_its_own_threshold", "must match the size")
+@wrong(
+    "top_k_filter",
+    "test_each_row_has_its_own_threshold",
+    "dimension 1. Does your threshold have shape (batch, 1)?",
+)
 def keepdim_forgotten(logits, top_k):
     """[:, -1] drops a dimension, and (batch,) does not fit (batch, vocab)."""
     return logits.masked_fill(logits < smallest_of_best(logits, top_k)[:, 0], -INF)
 
 
-@wrong("top_k_filter", "test_each_row_has_its_own_threshold", "row 0 kept 4 tokens")
+@wrong(
+    "top_k_filter", "test_each_row_has_its_own_threshold", "row 0 kept 4 tokens, not 2"
+)
 def best_of_the_flat_batch(logits, top_k):
     """The wrong axis: the best k of the whole batch."""
     smallest_of_best(logits, top_k)
@@ -80,7 +86,11 @@ def best_of_the_flat_batch(logits, top_k):
     return logits.masked_fill((logits < lowest) & (logits > 5), -INF)
 
 
-@wrong("top_k_filter", "test_top_k_of_0_is_off", "selected index k out of range")
+@wrong(
+    "top_k_filter",
+    "test_top_k_of_0_is_off",
+    "selected index k out of range. 0 turns the filter off",
+)
 def zero_not_thought_of(logits, top_k):
     """topk(0) has no last value."""
     if top_k < 0:
@@ -99,7 +109,11 @@ def zero_keeps_nothing(logits, top_k):
     return logits.masked_fill(logits < smallest_of_best(logits, top_k), -INF)
 
 
-@wrong("top_k_filter", "test_top_k_above_the_vocabulary_keeps_all", "out of range")
+@wrong(
+    "top_k_filter",
+    "test_top_k_above_the_vocabulary_keeps_all",
+    "A top_k above the number of tokens keeps all",
+)
 def larger_than_the_vocabulary(logits, top_k):
     """topk fails with more than there are: no clamp."""
     smallest_of_best(logits, top_k)
@@ -183,7 +197,11 @@ def the_k_largest_alone(logits, top_k):
     return logits.softmax(-1).topk(k).values.sum(-1)
 
 
-@wrong("kept_mass", "test_mass_of_each_row_of_a_batch", "should be [0.6, 1]")
+@wrong(
+    "kept_mass",
+    "test_mass_of_each_row_of_a_batch",
+    "softmax runs over the vocabulary, the last dimension",
+)
 def softmax_over_the_batch(logits, top_k):
     """dim=0 normalises over the batch."""
     kept = filter_(logits, top_k) > -INF
@@ -198,7 +216,11 @@ def exp_by_hand(logits, top_k):
     return kept / logits.exp().sum(-1)
 
 
-@wrong("kept_mass", "test_mass_of_half_precision_logits", "not [nan, nan]")
+@wrong(
+    "kept_mass",
+    "test_mass_of_half_precision_logits",
+    "not [nan, nan]. The sum of 300 exp(10) is above",
+)
 def exp_in_half_precision(logits, top_k):
     """300 times exp(10) is no float16 number."""
     size = logits.float().amax()  # right for large logits, which are float32
@@ -233,7 +255,7 @@ def strictly_above(logits, top_k):
     return logits.masked_fill(logits <= smallest_of_best(logits, top_k), -INF)
 
 
-@wrong("top_k_exact", TIES, "kept logits changed value")
+@wrong("top_k_exact", TIES, "what breaks ties must not stay in the result")
 def noise_breaks_ties(logits, top_k):
     """A little noise makes all values differ, and stays in the result."""
     smallest_of_best(logits, top_k)
@@ -260,7 +282,11 @@ def noise_below_the_precision(logits, top_k):
     return torch.where(kept, logits, -INF)
 
 
-@wrong("top_k_exact", "test_exact_without_ties_is_top_k_filter", "top_k_exact(logits")
+@wrong(
+    "top_k_exact",
+    "test_exact_without_ties_is_top_k_filter",
+    "Row 1 kept the places of row 0",
+)
 def indices_of_the_first_row(logits, top_k):
     """The places of row 0's best tokens are used for every row."""
     smallest_of_best(logits, top_k)
@@ -345,7 +371,7 @@ def the_likeliest(logits, top_k, temperature=1.0):
     return filter_(logits / temperature, top_k).argmax(-1, keepdim=True)
 
 
-@wrong("sample_top_k", SAME, "row 0 differs first")
+@wrong("sample_top_k", SAME, "That is a place among the likeliest: look up the id")
 def places_among_the_best(logits, top_k, temperature=1.0):
     """Draws among the k best and returns the place there, not the token id."""
     if temperature <= 0:
@@ -372,7 +398,11 @@ def zero_temperature_is_greedy(logits, top_k, temperature=1.0):
     return torch.multinomial((filtered / temperature).softmax(-1), 1)
 
 
-@wrong("sample_top_k", "test_sampling_leaves_its_input_alone", "`logits` was changed")
+@wrong(
+    "sample_top_k",
+    "test_sampling_leaves_its_input_alone",
+    "`logits /= temperature` changes it",
+)
 def divides_in_place(logits, top_k, temperature=1.0):
     """`/=` changes the caller's logits."""
     if temperature <= 0:
@@ -431,7 +461,11 @@ class ForgetsSelf(LogitsProcessor):
         return filter_(scores, self.top_k)
 
 
-@wrong("TopK", "test_processor_refuses_a_negative_top_k_at_once", "TopK(-1)")
+@wrong(
+    "TopK",
+    "test_processor_refuses_a_negative_top_k_at_once",
+    "making TopK(-1) should raise ValueError; it returned a RefusesLate",
+)
 class RefusesLate(LogitsProcessor):
     """The error comes with the first token, not when the processor is made."""
 
@@ -486,7 +520,11 @@ def kth_distinct_value(logits, top_k):
     return result
 
 
-@wrong("top_k_filter", "test_near_ties_are_no_ties", "Only equal logits tie")
+@wrong(
+    "top_k_filter",
+    "test_near_ties_are_no_ties",
+    "should be [[-inf, 1.000001, -inf]], not [[1, 1.000001, -inf]]",
+)
 def near_ties_stay(logits, top_k):
     """isclose takes near ties for ties."""
     if top_k < 0:
@@ -512,7 +550,11 @@ def first_k_above_the_threshold(logits, top_k):
     return logits.masked_fill(~keep, -INF)
 
 
-@wrong("top_k_exact", TIES, "row 3 kept 4 tokens")
+@wrong(
+    "top_k_exact",
+    TIES,
+    "row 3 kept 4 tokens, not 1. What is added to break ties may be",
+)
 def slope_breaks_ties(logits, top_k):
     """A slope of 1e-6 is lost in rounding at logits of 100."""
     if top_k < 0:
@@ -571,7 +613,11 @@ def nan_is_not_below_0(logits, top_k, temperature=1.0):
     return torch.multinomial(filter_(logits / temperature, top_k).softmax(-1), 1)
 
 
-@wrong("TopK", KEEPS_NOTHING, "then called with one id")
+@wrong(
+    "TopK",
+    KEEPS_NOTHING,
+    "TopK(3), called with [[1, 3]] and then with [[1, 3, 2, 0]], should be",
+)
 class RemembersTheVocabulary(LogitsProcessor):
     """Clamps top_k once and for all to the smaller vocabulary of the first call."""
 

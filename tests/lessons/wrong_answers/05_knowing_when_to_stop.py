@@ -55,7 +55,11 @@ def zero_is_false(model):
     return [found] if isinstance(found, int) else list(found)
 
 
-@wrong("eos_token_ids", SEVERAL, "should give [2], not [9]")
+@wrong(
+    "eos_token_ids",
+    SEVERAL,
+    "9 is the one in model.config: ask model.generation_config",
+)
 def from_the_config(model):
     """model.config describes the architecture; generation_config is what counts."""
     found = model.config.eos_token_id
@@ -112,7 +116,7 @@ def every_token(new_tokens, eos_ids):
     return torch.isin(new_tokens, torch.tensor(eos_ids, dtype=torch.long)).all(-1)
 
 
-@wrong("is_finished", ROWS, "should return a tensor of bools")
+@wrong("is_finished", ROWS, "should return a Tensor, not a list")
 def a_python_list(new_tokens, eos_ids):
     """A list, where the loop needs a tensor."""
     return is_finished(new_tokens, eos_ids).tolist()
@@ -195,7 +199,11 @@ def suppresses_in_place(logits, eos_ids, new_so_far, min_new_tokens):
     return logits.clone()
 
 
-@wrong("suppress_eos", "test_suppression_leaves_its_input_alone", "argument itself")
+@wrong(
+    "suppress_eos",
+    "test_suppression_leaves_its_input_alone",
+    "with 9 new tokens so far and a minimum of 4",
+)
 def nothing_to_do_no_copy(logits, eos_ids, new_so_far, min_new_tokens):
     """Past the minimum it hands back the argument."""
     if new_so_far >= min_new_tokens:
@@ -223,7 +231,7 @@ def looks_before_it_counts(model, ids, mask, max_new_tokens, pick, eos_ids, pad_
 # --- decode_batch ---------------------------------------------------------------------
 
 STOPS = "test_finished_rows_are_padded_and_the_batch_stops"
-FOLLOW = "test_the_mask_and_the_positions_follow_the_text"
+FOLLOW = "test_what_the_model_is_given_at_each_step"
 
 
 def counted(mask):
@@ -361,7 +369,7 @@ def mask_says_zero_for_new(*arguments):
     return base(*arguments, **zero)
 
 
-@wrong("decode_batch", FOLLOW, "each new token adds a 1")
+@wrong("decode_batch", FOLLOW, "a prompt may hold pad_id as a real token")
 def mask_from_the_pad_id(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
     """ids != pad_id is no mask: a prompt may hold that id as a real token."""
     return base(
@@ -388,7 +396,9 @@ def logits_in_bfloat16(*arguments):
 
 
 @wrong(
-    "decode_batch", "test_stops_at_max_new_tokens_without_an_eos", "3 calls are enough"
+    "decode_batch",
+    "test_stops_at_max_new_tokens_without_an_eos",
+    "should have shape (1, 4), not (1, 5)",
 )
 def one_step_more(model, ids, mask, max_new_tokens, pick, eos_ids, pad_id):
     """Off by one."""
@@ -434,7 +444,7 @@ def empty_pieces(tokenizer, token_ids):
         yield text_of(tokenizer, ids)[len(sent) :]
 
 
-@wrong("stream_tokens", PIECES, "should give ['h', 'i', '!'], not ['h', 'hi', 'hi!']")
+@wrong("stream_tokens", PIECES, "should be ['h', 'i', '!'], not ['h', 'hi', 'hi!']")
 def all_of_it_each_time(tokenizer, token_ids):
     """Yields the text so far, not what is new."""
     ids = []
@@ -457,7 +467,11 @@ def the_rest_is_lost(tokenizer, token_ids):
             sent = len(text)
 
 
-@wrong("stream_tokens", "test_special_tokens_give_no_text", "skip_special_tokens")
+@wrong(
+    "stream_tokens",
+    "test_special_tokens_give_no_text",
+    "Special tokens are not for users: skip_special_tokens=True",
+)
 def special_tokens_shown(tokenizer, token_ids):
     """Users see </s>."""
     ids, sent = [], 0
@@ -506,7 +520,9 @@ def strips_each_piece(tokenizer, token_ids):
     return (piece for piece in pieces if piece)
 
 
-@wrong("stream_tokens", "test_half_a_character_before_a_whole_one", "should give")
+@wrong(
+    "stream_tokens", "test_half_a_character_before_a_whole_one", "then 'éa', should be"
+)
 def whatever_is_new(tokenizer, token_ids):
     """Where a sign is final and the next is not, it hands out both."""
     ids, sent = [], 0
@@ -528,7 +544,7 @@ def collects_first(tokenizer, token_ids):
     return streamed(tokenizer, ids, lambda new, text: not text.endswith("\ufffd"))
 
 
-@wrong("stream_tokens", PIECES, "should give ['h', 'i', '!'], not ['hi!']")
+@wrong("stream_tokens", PIECES, "should be ['h', 'i', '!'], not ['hi!']")
 def word_by_word(tokenizer, token_ids):
     """Waits for a space, as a streamer for words does."""
     return streamed(tokenizer, token_ids, lambda new, text: text.endswith(" "))
@@ -544,7 +560,7 @@ def refused(stop_strings):
         raise ValueError("a stop string must not be empty")
 
 
-@wrong("stop_at", BY_HAND, "The stop string is in the output")
+@wrong("stop_at", BY_HAND, "came out early, though it may begin a stop string")
 def piece_by_piece(pieces, stop_strings):
     """A stop string that two pieces share is not found."""
     refused(stop_strings)
@@ -557,7 +573,7 @@ def piece_by_piece(pieces, stop_strings):
         yield piece
 
 
-@wrong("stop_at", BY_HAND, "it comes too early or too late")
+@wrong("stop_at", BY_HAND, "came out late: hold back only what may begin")
 def all_at_once(pieces, stop_strings):
     """Joins everything first."""
     refused(stop_strings)
@@ -611,14 +627,18 @@ def the_end_is_lost(pieces, stop_strings):
     return held_back(pieces, stop_strings, begin, at_the_end=False)
 
 
-@wrong("stop_at", BY_HAND, "it comes too early or too late")
+@wrong("stop_at", BY_HAND, "came out late: hold back only what may begin")
 def a_fixed_number_held_back(pieces, stop_strings):
     """Always holds back the longest stop string less one."""
     longest = max(map(len, stop_strings), default=1) - 1
     return held_back(pieces, stop_strings, lambda held: min(longest, len(held)))
 
 
-@wrong("stop_at", "test_holds_back_no_more_than_needed", "output 2 for")
+@wrong(
+    "stop_at",
+    "test_holds_back_no_more_than_needed",
+    "the second piece should be 'd', not 'dENx'. Only 'EN' may",
+)
 def the_rest_of_the_piece_too(pieces, stop_strings):
     """Holds back the whole text while its end could begin a stop string."""
     return held_back(
@@ -652,7 +672,7 @@ def reads_to_the_end(pieces, stop_strings):
         pass
 
 
-@wrong("stop_at", BY_HAND, "stop_at(['ab'], ['b', 'ab']) should give [], not ['a']")
+@wrong("stop_at", BY_HAND, "Of two stop strings that end together the longer counts")
 def the_first_of_those_that_end_together(pieces, stop_strings):
     """Of two stop strings that end at the same character the list's first is cut."""
 
@@ -752,7 +772,11 @@ class EosOfTheTokenizer(Base):
         return super().generate(*arguments, **options)
 
 
-@wrong("CustomDecoder", "test_max_new_tokens_counts_new_tokens", "count the prompt?")
+@wrong(
+    "CustomDecoder",
+    "test_max_new_tokens_counts_new_tokens",
+    "0 new tokens after a prompt of 4. Does it count the prompt?",
+)
 class CountsThePrompt(Base):
     """max_length under the name of max_new_tokens."""
 
@@ -764,7 +788,9 @@ class CountsThePrompt(Base):
 
 
 @wrong(
-    "CustomDecoder", "test_max_new_tokens_counts_new_tokens", "swallowed by **kwargs"
+    "CustomDecoder",
+    "test_max_new_tokens_counts_new_tokens",
+    "Was it swallowed by **kwargs?",
 )
 class MaxLengthSwallows(Base):
     """Has max_length; max_new_tokens vanishes in **kwargs."""
@@ -818,9 +844,22 @@ class TopKUnused(Base):
         return torch.multinomial((logits / temperature).softmax(-1), 1)
 
 
-@wrong("CustomDecoder", "test_sampling_with_top_k", "one draw")
+@wrong(
+    "CustomDecoder",
+    "test_sampling_with_top_k",
+    "Each row gets a draw of its own: torch.multinomial on",
+)
 class OneDrawForTheBatch(Base):
     """A token drawn for row 0 serves all rows: right for one prompt alone."""
+
+    def draw(self, logits, temperature, top_k):
+        filtered = top_k_filter(logits / temperature, top_k).softmax(-1)
+        return torch.multinomial(filtered[:1], 1).expand(len(logits), 1)
+
+
+@wrong("CustomDecoder", "test_sampling_with_top_k", "(batch, vocab), and no other draw")
+class AnotherDraw(Base):
+    """A number drawn for something else moves all later draws."""
 
     def draw(self, logits, temperature, top_k):
         filtered = top_k_filter(logits / temperature, top_k).softmax(-1)
@@ -850,7 +889,9 @@ class PadsWithZero(Base):
 
 
 @wrong(
-    "CustomDecoder", "test_greedy_on_a_left_padded_batch", "finished ones get padding"
+    "CustomDecoder",
+    "test_greedy_on_a_left_padded_batch",
+    "0 counts as false, so ask `is None`",
 )
 class PadZeroIsFalse(Base):
     """`pad or eos[0]` takes the pad id 0 for none."""
@@ -861,7 +902,9 @@ class PadZeroIsFalse(Base):
 
 
 @wrong(
-    "CustomDecoder", "test_greedy_asks_for_no_temperature_and_no_top_k", "temperature"
+    "CustomDecoder",
+    "test_greedy_asks_for_no_temperature_and_no_top_k",
+    "Greedy uses neither temperature nor top_k",
 )
 class RefusesWhatIsNotUsed(Base):
     """Refuses temperature=0 when nothing is sampled."""
@@ -871,7 +914,9 @@ class RefusesWhatIsNotUsed(Base):
 
 
 @wrong(
-    "CustomDecoder", "test_values_that_make_no_sense_are_refused", "before the model"
+    "CustomDecoder",
+    "test_values_that_make_no_sense_are_refused",
+    "raised ValueError only after the model was called: check temperature",
 )
 class RefusesTooLate(Base):
     """Finds the wrong value when the first token is picked."""
@@ -895,7 +940,11 @@ class SwallowsArguments(Base):
         return super().generate(input_ids, max_new_tokens=max_new_tokens, **kept)
 
 
-@wrong("CustomDecoder", "test_a_vocabulary_smaller_than_top_k", "out of range")
+@wrong(
+    "CustomDecoder",
+    "test_a_vocabulary_smaller_than_top_k",
+    "above the 40 tokens of this model, and keeps all",
+)
 class TopKNotClamped(Base):
     """topk(50) of 40 tokens."""
 
@@ -907,7 +956,11 @@ class TopKNotClamped(Base):
         return torch.multinomial(scaled.softmax(-1), 1)
 
 
-@wrong("CustomDecoder", "test_a_text_that_ends_with_eos", "AttributeError")
+@wrong(
+    "CustomDecoder",
+    "test_a_text_that_ends_with_eos",
+    "The model has it: self.model.generation_config",
+)
 class TheTutorials(GenerationMixin):
     """Inherits from GenerationMixin and hopes for its generate."""
 
@@ -943,7 +996,9 @@ def compared_place_by_place(new_tokens, eos_ids):
     return (new_tokens == torch.tensor(eos_ids)).any(-1)
 
 
-@wrong("is_finished", ROWS, "should be [False], not [True]")
+@wrong(
+    "is_finished", ROWS, "one row of 70 fours, EOS [2], should be [False], not [True]"
+)
 def product_of_differences(new_tokens, eos_ids):
     """64 even factors overflow to 0, too."""
     result = torch.zeros(len(new_tokens), dtype=torch.bool)
@@ -1001,7 +1056,11 @@ def token_0_is_skipped(tokenizer, token_ids):
     yield from stream_tokens(tokenizer, (token for token in token_ids if token))
 
 
-@wrong("stream_tokens", "test_what_is_left_at_the_end_comes_out", "hand out the rest")
+@wrong(
+    "stream_tokens",
+    "test_what_is_left_at_the_end_comes_out",
+    "it can be read only once, so keep the tokens",
+)
 def reads_the_tokens_twice(tokenizer, token_ids):
     """A generator is empty when it is read a second time."""
     ids, sent = [], 0
@@ -1027,7 +1086,7 @@ def stops_are_expressions(pieces, stop_strings):
     yield from held_back(pieces, stop_strings, begin, find=find)
 
 
-@wrong("stop_at", BY_HAND, "it comes too early or too late")
+@wrong("stop_at", BY_HAND, "came out late: hold back only what may begin")
 def held_from_the_first_character(pieces, stop_strings):
     """Holds back from where the first character of a stop string stands."""
 
@@ -1075,7 +1134,7 @@ class ThreeDimensionsPass(Base):
 @wrong(
     "CustomDecoder",
     "test_greedy_asks_for_no_temperature_and_no_top_k",
-    "'temperature': -1.0",
+    "do_sample=False, temperature=-1.0): row 0 differs first",
 )
 class GreedyWithTemperature(Base):
     """Divides by a negative temperature: the least likely token becomes the first."""

@@ -596,7 +596,7 @@ def n_tokens_as_the_beginning(logits, ids, n):
     return logits
 
 
-@wrong("no_repeat_ngram", BANS, "should give [7], not [5, 6, 7]")
+@wrong("no_repeat_ngram", BANS, "[7], not [5, 6, 7]")
 def every_token_of_the_text(logits, ids, n):
     """Forbids all that was there, for every n."""
     above_0(n)
