@@ -3,6 +3,7 @@ its cache holds, transformers' prompt lookup and assisted generation (the same i
 same number of calls), exact fractions, and counts with a stated false-alarm rate."""
 
 import copy
+import inspect
 import itertools
 import math
 from fractions import Fraction
@@ -347,8 +348,10 @@ def test_the_text_does_not_depend_on_the_guesses(speculate_greedy, case):
 
 def _of_the_verifier(function, name, passes):
     """A hint where the earlier exercise `name`, that `function` calls, is wrong."""
-    earlier = function.__globals__.get(name)
-    if earlier is None or name not in function.__code__.co_names or passes(earlier):
+    function = inspect.unwrap(function)
+    earlier = getattr(function, "__globals__", {}).get(name)
+    called = name in getattr(getattr(function, "__code__", None), "co_names", ())
+    if earlier is None or not called or passes(earlier):
         return ""
     return f"Your `{name}` does not pass its own check: mend that first."
 

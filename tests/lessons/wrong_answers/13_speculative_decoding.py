@@ -47,17 +47,6 @@ def only_n_ids(ids, n, k):
     return []
 
 
-@wrong("ngram_draft", LOOKED_UP, "a place counts only if something follows it")
-def matches_itself(ids, n, k):
-    """The last ids are found where they stand."""
-    checked(n, k)
-    for size in range(min(n, len(ids)), 0, -1):
-        for start in range(len(ids) - size + 1):
-            if ids[start : start + size] == ids[-size:]:
-                return ids[start + size : start + size + k]
-    return []
-
-
 @wrong("ngram_draft", LOOKED_UP, "The longest match goes first")
 def the_shortest_match_first(ids, n, k):
     """Begins with one id."""
@@ -106,7 +95,7 @@ def not_up_to_the_end(ids, n, k):
     return got if len(got) == k else []
 
 
-@wrong("ngram_draft", LOOKED_UP, "do not match themselves")
+@wrong("ngram_draft", LOOKED_UP, "a place counts only if something follows it")
 def matches_itself(ids, n, k):
     """Finds the last ids at their own place, where nothing follows."""
     checked(n, k)
