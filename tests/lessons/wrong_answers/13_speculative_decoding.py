@@ -96,6 +96,17 @@ def not_up_to_the_end(ids, n, k):
 
 
 @wrong("ngram_draft", LOOKED_UP, "a place counts only if something follows it")
+def found_where_it_stands(ids, n, k):
+    """One start too many: the last ids are found at their own place."""
+    checked(n, k)
+    for size in range(min(n, len(ids)), 0, -1):
+        for start in range(len(ids) - size + 1):
+            if ids[start : start + size] == ids[-size:]:
+                return ids[start + size : start + size + k]
+    return []
+
+
+@wrong("ngram_draft", LOOKED_UP, "do not match themselves")
 def matches_itself(ids, n, k):
     """Finds the last ids at their own place, where nothing follows."""
     checked(n, k)
