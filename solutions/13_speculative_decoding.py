@@ -99,6 +99,8 @@ ax.plot(
 ax.set(xlabel="tokens in one call", ylabel="time, one token = 1", ylim=(0, None))
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
+
+# %%
 cost = max(0.0, (calls[3] / calls[0] - 1) / 7)  # a call of 8 against a call of 1
 print(f"of the first 8, one more token costs {cost:.2f} of a step")
 
@@ -697,6 +699,7 @@ def noisy(model, size):
     return other
 
 
+# %%
 tiny = random_llama(eos_token_id=None)
 tiny.generation_config.pad_token_id = None  # or its mask is guessed from the pad id
 start = torch.tensor([[5, 17, 40, 8]])
@@ -813,6 +816,7 @@ def share(final: list[int], rounds) -> float:
     return good / max(1, good + bad)
 
 
+# %%
 points = {2: [], 4: [], 8: []}
 for k, found in points.items():
     for size in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5):
