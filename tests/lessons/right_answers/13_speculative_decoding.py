@@ -196,6 +196,27 @@ def without_the_verifier(model, ids, draft, max_new_tokens, eos_ids):
     return torch.tensor([text]), calls
 
 
+@right("speculate_greedy")
+def with_one_list_that_grows(model, ids, draft, max_new_tokens, eos_ids):
+    """Gives the draft its own list, and drops only the ids that the model lacks."""
+    text = ids[0].tolist()
+    limit, calls, cache, held = len(text) + max_new_tokens, 0, None, 0
+    while len(text) < limit:
+        room = limit - len(text) - 1
+        guess = [x for x in draft(text) if 0 <= x < model.config.vocab_size][:room]
+        with torch.no_grad():
+            out = model(torch.tensor([text[held:] + guess]), past_key_values=cache)
+        calls, cache = calls + 1, out.past_key_values
+        kept = verify_greedy(guess, out.logits[0, -len(guess) - 1 :])
+        cache.crop(-(len(guess) + 1 - len(kept)))
+        held = len(text) + len(kept) - 1
+        for token in kept:
+            text.append(token)
+            if token in eos_ids:
+                return torch.tensor([text]), calls
+    return torch.tensor([text]), calls
+
+
 @right("residual")
 def with_where(p, q):
     """torch.where, and a test of equality."""

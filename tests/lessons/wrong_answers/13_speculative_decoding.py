@@ -95,6 +95,17 @@ def not_up_to_the_end(ids, n, k):
     return got if len(got) == k else []
 
 
+@wrong("ngram_draft", LOOKED_UP, "a place counts only if something follows it")
+def found_where_it_stands(ids, n, k):
+    """One start too many: the last ids are found at their own place."""
+    checked(n, k)
+    for size in range(min(n, len(ids)), 0, -1):
+        for start in range(len(ids) - size + 1):
+            if ids[start : start + size] == ids[-size:]:
+                return ids[start + size : start + size + k]
+    return []
+
+
 @wrong("ngram_draft", LOOKED_UP, "do not match themselves")
 def matches_itself(ids, n, k):
     """Finds the last ids at their own place, where nothing follows."""
@@ -226,7 +237,7 @@ def all_that_the_model_says(draft, logits):
     return logits.argmax(-1).tolist()
 
 
-@wrong("verify_greedy", GREEDY, "should give [4]")
+@wrong("verify_greedy", GREEDY, "Stop at the first that differs")
 def right_ones_anywhere(draft, logits):
     """Counts the right tokens, also behind a wrong one."""
     fits(draft, logits)
@@ -936,7 +947,7 @@ def sampling_loop(
     return torch.tensor([text]), calls
 
 
-@wrong("speculate_sampled", PARITY, "differs first")
+@wrong("speculate_sampled", PARITY, "those of p and those of q, by the temperature")
 def p_before_the_temperature(m, d, ids, k, new, temperature, eos):
     """The model's probabilities at temperature 1."""
     return sampling_loop(
@@ -944,7 +955,7 @@ def p_before_the_temperature(m, d, ids, k, new, temperature, eos):
     )
 
 
-@wrong("speculate_sampled", PARITY, "differs first")
+@wrong("speculate_sampled", PARITY, "those of p and those of q, by the temperature")
 def q_before_the_temperature(m, d, ids, k, new, temperature, eos):
     """The draft's probabilities at temperature 1: lossless, but slower."""
     return sampling_loop(
@@ -988,7 +999,7 @@ def cache_as_it_was(m, d, ids, k, new, temperature, eos):
     return sampling_loop(m, d, ids, k, new, temperature, eos, crop=False)
 
 
-@wrong("speculate_sampled", PARITY, "differs first")
+@wrong("speculate_sampled", PARITY, "The draft model's cache holds")
 def draft_cache_as_it_was(m, d, ids, k, new, temperature, eos):
     """The draft model's cache keeps what was rejected."""
     return sampling_loop(m, d, ids, k, new, temperature, eos, draft_crop=False)
