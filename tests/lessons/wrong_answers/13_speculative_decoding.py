@@ -1,6 +1,7 @@
 """Wrong answers to lesson 13, and what the learner must be told of each."""
 
 from collections import Counter, defaultdict
+from types import FunctionType
 
 import torch
 
@@ -588,6 +589,38 @@ def never_speculates(model, ids, draft, max_new_tokens, eos_ids):
     return greedy_loop(model, ids, lambda t: draft(t)[:0], max_new_tokens, eos_ids)
 
 
+def with_another(exercise, name, why, **earlier):
+    """Our `exercise`, in a notebook whose earlier exercises are `earlier`."""
+    ours = reference(exercise)
+    function = FunctionType(ours.__code__, ours.__globals__ | earlier, name)
+    function.__doc__ = why
+    return function
+
+
+built_on_too_few_tokens = wrong(
+    "speculate_greedy", TEXT, "Your `verify_greedy` does not pass its own check"
+)(
+    with_another(
+        "speculate_greedy",
+        "built_on_too_few_tokens",
+        "A right loop; verify_greedy accepts one draft token at most.",
+        verify_greedy=lambda draft, logits: verify_greedy(draft, logits)[:2],
+    )
+)
+
+
+built_on_one_that_believes = wrong(
+    "speculate_greedy", TEXT, "Your `verify_greedy` does not pass its own check"
+)(
+    with_another(
+        "speculate_greedy",
+        "built_on_one_that_believes",
+        "A right loop; verify_greedy accepts every draft token.",
+        verify_greedy=lambda draft, logits: [*draft, logits[-1].argmax().item()],
+    )
+)
+
+
 # --- residual -------------------------------------------------------------------------
 
 LEFT = "test_residual_worked_by_hand"
@@ -1036,6 +1069,20 @@ def drafts_for_nothing(m, d, ids, k, new, temperature, eos):
     """The text is cut at the end."""
     out, calls = sampling_loop(m, d, ids, k, new, temperature, eos, cut=False)
     return out[:, : ids.shape[1] + new], calls
+
+
+built_on_the_tempting_rule = wrong(
+    "speculate_sampled", PARITY, "Your `verify_sampled` does not pass its own check"
+)(
+    with_another(
+        "speculate_sampled",
+        "built_on_the_tempting_rule",
+        "A right loop; verify_sampled accepts with p(x), and forgets q.",
+        verify_sampled=lambda p, q, draft, generator=None: verify_sampled(
+            p, torch.full_like(q, 1.0), draft, generator
+        ),
+    )
+)
 
 
 EOS_INSIDE = "test_an_eos_ends_a_sample_wherever_it_is"
