@@ -175,7 +175,7 @@ prompts = {name: chat(text) for name, text in PROMPTS.items()}
 
 # %% tags=["exercise"]
 def ngram_draft(ids: list[int], n: int, k: int) -> list[int]:
-    """What followed the last ids of the text at the first place where they stood before.
+    """What followed the last ids of the text where they first stood before.
 
     n: the most ids to match, longest first; k: the most ids to return. A new list,
     empty where nothing matches; `ids` may be empty, and is left unchanged.
@@ -618,7 +618,7 @@ print(f"Σ min(p, q) = {torch.minimum(p, q).sum():.2f}")
 # %% tags=["exercise"]
 def speculate_sampled(
     model,
-    draft_model,
+    draft_model: torch.nn.Module,
     ids: torch.Tensor,
     k: int,
     max_new_tokens: int,

@@ -529,8 +529,8 @@ def test_ids_and_calls_are_those_of_prompt_lookup(speculate_greedy, make, n, k, 
             max_matching_ngram_size=n,
         ),
     )
-    assert torch.equal(oracle, plain[:, : oracle.shape[1]])
-    assert calls < 0.9 * (oracle.shape[1] - start)  # or nothing would be seen here
+    assert torch.equal(oracle, plain[:, : oracle.shape[1]]), "the oracle is greedy"
+    assert calls < 0.9 * (oracle.shape[1] - start), "or nothing would be seen here"
     call = f"speculate_greedy on {type(model).__name__}, n={n}, k={k}, EOS {eos}"
     got, ours = both(
         speculate_greedy(model, repeated(), lambda t: looked_up(t, n, k), 30, eos), call
@@ -758,7 +758,7 @@ def test_the_same_seed_gives_the_same_tokens(verify_sampled, k):
             "and then one token"
         )
         lengths.add(len(wanted))
-    assert len(lengths) == k + 1  # all lengths came up
+    assert len(lengths) == k + 1, "these seeds should bring up all lengths"
 
 
 def test_without_a_generator_it_draws_from_the_global_one(verify_sampled):
@@ -1042,7 +1042,7 @@ def test_an_eos_ends_a_sample_wherever_it_is(speculate_sampled):
         )
         assert ends or len(new) == 20, f"{call}: {new} ends without an EOS"
         inside += 0 < len(new) % 7 < 7 and len(new) < 20
-    assert inside
+    assert inside, "these seeds should bring up an EOS inside a draft"
 
 
 def test_models_of_different_vocabularies_do_not_go_together(speculate_sampled):
