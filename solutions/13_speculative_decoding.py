@@ -56,6 +56,7 @@ EOS = model.generation_config.eos_token_id
 NEW = 40
 
 
+# %%
 def chat(text):
     messages = [{"role": "user", "content": text}]
     made = tokenizer.apply_chat_template(
@@ -1137,8 +1138,8 @@ plt.show()
 #
 # <details><summary>Answers</summary>
 #
-# 1. No extra call: the model's own token comes out of it as from a plain step. In time, what
-#    five more tokens in a call cost (section 1), and the time to draft.
+# 1. No extra call: the model's own token comes out of it as from a plain step. In
+#    time, what five more tokens in a call cost (section 1), and the time to draft.
 # 2. In theory: the rule is exact. In numbers: a call with six positions sums in another
 #    order than a call with one, and lesson 07 showed that in bfloat16 this is enough
 #    for two nearly equal tokens to change places. So the text may differ, though
