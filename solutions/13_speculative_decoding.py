@@ -843,7 +843,8 @@ plt.show()
 # Nearly: the points lie close to the curves, on either side. A draft that is always
 # right comes out a little below, where the last round is cut short by the limit of 200
 # tokens. Elsewhere it is the assumption, and chance.
-#
+
+# %% [markdown]
 # ### Exercise 13.8 · `best_k`
 #
 # difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 3 lines
