@@ -77,7 +77,7 @@ from tiny_models.kernels import (
 )
 
 # %%
-model, tokenizer = load()
+model, tokenizer = load("SmolLM2-135M-Instruct")  # whose file section 4 reads
 model = model.cpu()
 cores = min(torch.get_num_threads(), 4)
 numba.set_num_threads(min(cores, numba.config.NUMBA_NUM_THREADS))

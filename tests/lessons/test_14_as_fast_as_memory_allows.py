@@ -4,6 +4,7 @@ gguf library, generate.
 An answer may be a plain Python function or one that numba has compiled.
 """
 
+import inspect
 import tracemalloc
 
 import gguf
@@ -154,7 +155,9 @@ def test_products_are_those_of_float64(matvec):
 
 
 def test_numba_compiles_it(matvec):
-    compiled = matvec if hasattr(matvec, "py_func") else njit(matvec)
+    # Without decorators of Python, which numba does not know
+    python = inspect.unwrap(matvec)
+    compiled = python if hasattr(python, "py_func") else njit(python)
     try:
         got = compiled(np.array([[1, 2], [3, 4]], np.float32), array(10, 1))
     except NumbaError as error:
@@ -175,7 +178,8 @@ def test_shared_products_are_those_of_float64(parallel_matvec):
 
 
 def test_the_rows_are_shared_by_one_prange(parallel_matvec):
-    function = getattr(parallel_matvec, "py_func", parallel_matvec)
+    function = inspect.unwrap(parallel_matvec)
+    function = getattr(function, "py_func", function)
     names, calls = function.__globals__, []
     assert "prange" in function.__code__.co_names, (
         "parallel_matvec does not use prange: only a loop over prange is shared"

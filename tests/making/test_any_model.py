@@ -30,8 +30,10 @@ def test_all_lessons_run_with_a_tiny_gpt2_without_a_chat_template(tmp_path):
     model = random_gpt2(vocab_size=len(tokenizer), n_positions=2048)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
+    # Lesson 14 reads the course's own file, and loads no other model.
+    names = [name for name in lesson_names() if not name.startswith("14")]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, *lesson_names()],
+        [sys.executable, "-c", RUN, *names],
         cwd=ROOT,
         env={**os.environ, "COURSE_MODEL": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -39,7 +41,7 @@ def test_all_lessons_run_with_a_tiny_gpt2_without_a_chat_template(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for name in lesson_names():
+    for name in names:
         assert f"RAN {name}" in done.stdout
         assert (SOLUTIONS / f"{name}.ipynb").exists()
     assert "has no chat template: a message becomes a line" in done.stdout

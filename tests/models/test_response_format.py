@@ -202,6 +202,17 @@ def test_half_a_surrogate_pair_in_a_schema_is_refused():
         regex_of_schema({"const": "\ud800"})
 
 
+def test_a_model_that_cannot_end_a_text_promises_no_format(tokenizer):
+    endless = random_llama(len(tokenizer))
+    endless.generation_config.eos_token_id = len(tokenizer)
+    with serve(endless, tokenizer, name="tiny") as server:
+        client = OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
+        with pytest.raises(BadRequestError) as caught:
+            ask(client, {"type": "json_object"})
+        assert caught.value.body["param"] == "response_format"
+        assert ask(client, {"type": "text"}).choices[0].message.content
+
+
 def test_a_schema_that_repeats_too_much_is_refused(client):
     wide = {"type": "null"}
     for _ in range(4):

@@ -80,7 +80,8 @@ class Format:
         state = self._automaton.read(self._automaton.start, text)
         if state not in self._masks:
             mask = self._trie.mask(self._automaton, state)
-            mask[list(eos_ids)] = self._automaton.accepting(state)
+            own = [i for i in eos_ids if i < len(mask)]  # a config may name others
+            mask[own] = self._automaton.accepting(state)
             if not mask.any():
                 raise ValueError(f"no token may follow {text[-40:]!r}")
             self._masks[state] = mask

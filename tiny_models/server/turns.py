@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tiny_models.engine import Engine, Output, Sampling
 from tiny_models.engine.metrics import Metrics
+from tiny_models.engine.sampling import eos_token_ids
 from tiny_models.server.errors import APIError, shutting_down
 from tiny_models.server.interface import Step
 
@@ -42,6 +43,8 @@ class ModelEngine:
         self._longest_token = max(map(len, self._tokenizer.get_vocab()))
         config = model.config.get_text_config()
         self.vocab_size = config.vocab_size
+        ends = eos_token_ids(model, self._tokenizer)
+        self._can_end = any(0 <= token < self.vocab_size for token in ends)
         limit = getattr(config, "max_position_embeddings", None)
         self.context = limit or CONTEXT_IF_UNKNOWN
         self._engine = engine or Engine(
@@ -103,6 +106,13 @@ class ModelEngine:
     async def answer(
         self, prompt_ids: list[int], sampling: Sampling
     ) -> AsyncIterator[Step]:
+        if sampling.format is not None and not self._can_end:
+            raise APIError(
+                "This model has no token that ends a text, so no format can be "
+                "promised. Leave 'response_format' out.",
+                param="response_format",
+                code="unsupported_value",
+            )
         reader = _Reader(asyncio.get_running_loop(), self._wake)
         try:
             await self._run(self._add, prompt_ids, sampling, reader)
