@@ -2,7 +2,7 @@
 
 import httpx
 
-from course.making.load import run
+from course.making.benchmarks.load import run
 from tiny_models import random_llama, serve
 from tiny_models.toy_tokenizer import toy_tokenizer
 

@@ -1,6 +1,6 @@
 """How long a mask of lesson 12 takes, for the course's tokenizer:
 
-    python -m course.making.mask_times
+    python -m course.making.benchmarks.masks
 
 For some places in a JSON text: the tokens allowed, and the milliseconds of the plain
 mask, of the trie's at the first visit of the state, again, and of llguidance (if it is
