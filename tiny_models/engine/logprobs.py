@@ -3,7 +3,8 @@
 import json
 
 import torch
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from tiny_models.grammar.vocabulary import BYTE_OF, byte_level, sentence_piece
 
 
 def logprob_entry(tokenizer, logits: torch.Tensor, token_id: int, top: int) -> dict:
@@ -24,9 +25,6 @@ def logprob_entry(tokenizer, logits: torch.Tensor, token_id: int, top: int) -> d
     return {**describe(token_id), "top_logprobs": [describe(i) for i in best]}
 
 
-_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
-
-
 def token_bytes(tokenizer, token_id: int) -> bytes:
     """The bytes that a token stands for: of a byte-level token its true bytes, even if
     they are half a character; of a special token its name."""
@@ -37,13 +35,10 @@ def token_bytes(tokenizer, token_id: int) -> bytes:
         return piece.encode()
     decoder = _decoder_types(tokenizer)
     if "ByteLevel" in decoder:
-        if all(character in _BYTE_OF for character in piece):
-            return bytes(_BYTE_OF[character] for character in piece)
-        return piece.encode()
+        spelt = set(piece) <= BYTE_OF.keys()
+        return byte_level(piece) if spelt else piece.encode()
     if "ByteFallback" in decoder:  # SentencePiece
-        if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace("▁", " ").encode()
+        return sentence_piece(piece)
     return tokenizer.decode([token_id]).encode()
 
 

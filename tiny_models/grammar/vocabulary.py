@@ -2,7 +2,10 @@
 
 import re
 
-from tokenizers import pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+# The byte for which each character stands in the names of byte-level tokens
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def token_bytes(tokenizer) -> list[bytes]:
@@ -16,11 +19,10 @@ def token_bytes(tokenizer) -> list[bytes]:
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
     ordinary = [n for i, n in enumerate(names) if n and i not in added]
-    byte_of = _byte_level()
-    if all(set(name) <= byte_of.keys() for name in ordinary):
-        spell = lambda name: bytes(byte_of[c] for c in name)  # noqa: E731
+    if all(set(name) <= BYTE_OF.keys() for name in ordinary):
+        spell = byte_level
     elif any(re.fullmatch("<0x[0-9A-F]{2}>", name) for name in ordinary):
-        spell = _sentence_piece
+        spell = sentence_piece
     else:
         raise ValueError("the tokens are neither byte level nor SentencePiece's")
     found = []
@@ -32,20 +34,13 @@ def token_bytes(tokenizer) -> list[bytes]:
     return found
 
 
-def _sentence_piece(name: str) -> bytes:
+def byte_level(name: str) -> bytes:
+    """The bytes of a byte-level token of this name."""
+    return bytes(BYTE_OF[character] for character in name)
+
+
+def sentence_piece(name: str) -> bytes:
+    """The bytes of a SentencePiece token of this name."""
     if re.fullmatch("<0x[0-9A-F]{2}>", name):
         return bytes([int(name[3:5], 16)])
     return name.replace("▁", " ").encode()
-
-
-def _byte_level() -> dict[str, int]:
-    """The character that stands for each byte in the names of byte-level tokens.
-
-    Printable ones of Latin-1 stand for themselves, the others are moved to 256 and up.
-    """
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    table = {chr(byte): byte for byte in shown}
-    table |= {chr(256 + n): byte for n, byte in enumerate(hidden)}
-    assert table.keys() == set(pre_tokenizers.ByteLevel.alphabet())
-    return table
