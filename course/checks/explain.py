@@ -182,7 +182,7 @@ def _is_method(frame) -> bool:
 # Nothing is recorded while the tests run: an argument is read off the traceback, if the
 # code leaves it as it came. Else it has its name alone.
 LENGTH = 90  # characters of one argument
-_STORES = {"STORE_FAST", "DELETE_FAST", "STORE_DEREF", "DELETE_DEREF"}
+_STORES = ("STORE_FAST", "DELETE_FAST", "STORE_DEREF", "DELETE_DEREF")
 _CHANGES = {"STORE_SUBSCR", "DELETE_SUBSCR"}
 _CHANGERS = {"append", "extend", "insert", "pop", "remove", "sort", "reverse", "clear"}
 _CHANGERS |= {"update", "setdefault", "popitem", "popleft", "appendleft"}
@@ -226,7 +226,9 @@ def _arguments(frame, skip: bool) -> list[str]:
     by_name = names[code.co_argcount :][: code.co_kwonlyargcount]
     rest = names[code.co_argcount + code.co_kwonlyargcount :]
     done = list(dis.get_instructions(code))
-    bound = {x.argval for x in done if x.opname in _STORES}
+    # From Python 3.13 on an instruction may store two, as STORE_FAST_STORE_FAST does
+    stores = [x.argval for x in done if x.opname.startswith(_STORES)]
+    bound = {n for x in stores for n in (x if isinstance(x, tuple) else (x,))}
     change = any(x.opname in _CHANGES for x in done)
     change = change or any(_changes(name) for name in code.co_names)
 
