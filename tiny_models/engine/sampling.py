@@ -84,13 +84,15 @@ class Sampler:
 
 
 def eos_token_ids(model, tokenizer) -> set[int]:
-    """The ids that end an answer: the generation config's, else the tokenizer's."""
+    """The ids that end an answer: the generation config's, else the tokenizer's. One
+    beyond the model's vocabulary is none: it can never be sampled."""
     ids = model.generation_config.eos_token_id
     if ids is None:
         ids = tokenizer.eos_token_id
     if ids is None:
         return set()
-    return set(ids) if isinstance(ids, Iterable) else {ids}
+    ids = set(ids) if isinstance(ids, Iterable) else {ids}
+    return {token for token in ids if token < model.config.get_text_config().vocab_size}
 
 
 def logits_processors(sampling: Sampling) -> LogitsProcessorList:

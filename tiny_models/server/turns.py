@@ -43,8 +43,7 @@ class ModelEngine:
         self._longest_token = max(map(len, self._tokenizer.get_vocab()))
         config = model.config.get_text_config()
         self.vocab_size = config.vocab_size
-        ends = eos_token_ids(model, self._tokenizer)
-        self._can_end = any(0 <= token < self.vocab_size for token in ends)
+        self._can_end = bool(eos_token_ids(model, self._tokenizer))
         limit = getattr(config, "max_position_embeddings", None)
         self.context = limit or CONTEXT_IF_UNKNOWN
         self._engine = engine or Engine(
