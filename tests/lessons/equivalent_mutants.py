@@ -372,6 +372,9 @@ EQUIVALENT = {
         "temperature).softmax(-1)) guess.append → temperature).softmax(0)) guess.append": (
             "there is one dimension"
         ),
+        "= (ids[0].tolist(), → = (ids[-1].tolist(),": ONE_ROW,
+        ".append((logits[0] / temperature) → .append((logits[-1] / temperature)": ONE_ROW,
+        "else p[:0], guess) → else p[:-1], guess)": "without a draft p has one row",
     },
     "SuffixDraft": {
         "self.seen else 0 for end in → self.seen else 1 for end in": FOLLOWS_NOTHING,

@@ -746,11 +746,11 @@ def test_the_same_seed_gives_the_same_tokens(verify_sampled, k):
         before = torch.get_rng_state()
         got = verify_sampled(p, q, draft, generator)
         call = f"verify_sampled of {k} draft tokens {draft} with seed {seed}"
+        assert torch.equal(torch.get_rng_state(), before), (
+            f"{call}: a generator is given, and it draws from the global one"
+        )
         hint = f"First torch.rand({k}), then one torch.multinomial."
         expect.value(a_list(got, call), wanted, call, hint)
-        assert torch.equal(torch.get_rng_state(), before), (
-            f"{call}: with a generator of its own it draws from the global one, too"
-        )
         after = torch.Generator().manual_seed(seed)
         by_the_book(p, q, draft, after)
         assert torch.equal(generator.get_state(), after.get_state()), (
