@@ -300,7 +300,7 @@ for seed in range(3):
 # $E_i/p_i$, and the first to finish wins. A token with twice the probability runs twice as
 # fast. Token $i$ wins with probability exactly $p_i$:
 #
-# $$P\left(\tfrac{E_i}{p_i} < \tfrac{E_j}{p_j} \text{ for all } j \ne i\right)
+# $$P\left(\tfrac{E_i}{p_i} < \tfrac{E_j}{p_j} \;\; \forall j \ne i\right)
 # = p_i, \qquad E_i \sim \mathrm{Exp}(1), \quad \textstyle\sum_j p_j = 1$$
 #
 # The smallest $E_i/p_i$ is the largest $p_i/E_i$, which is how it is computed.

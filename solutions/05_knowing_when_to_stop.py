@@ -675,7 +675,7 @@ except Exception as error:
 # | EOS ids | those of the model |
 # | pad id | `model.generation_config.pad_token_id`, else the first EOS id; without either any id will do, since no row finishes |
 # | `max_new_tokens` below 1; ids that are not (batch, seq) | `ValueError`, before the model is called |
-# | when sampling: `temperature` 0 or less, `top_k` negative | the same |
+# | when sampling: `temperature` not above 0 (NaN is not), `top_k` negative | the same |
 # | greedy | `temperature` and `top_k` do not matter |
 # | an argument that it does not know | an error |
 #

@@ -44,9 +44,15 @@ def in_step(plain, lesson: str, language: str):
 
 
 def source_messages(plain) -> list[str]:
-    """All messages of a lesson, in order, each once."""
-    cells = [c["source"] for c in plain["cells"] if c["cell_type"] == "markdown"]
-    return list(dict.fromkeys(m for cell in cells for m in languages.messages(cell)))
+    """All messages of a lesson, in order, each once: of its prose, and of its exercises'
+    docstrings."""
+    texts = []
+    for cell in plain["cells"]:
+        if cell["cell_type"] == "markdown":
+            texts.append(cell["source"])
+        elif "exercise" in cell["metadata"].get("tags", ()):
+            texts += [text for _, text in languages.documented(cell["source"])]
+    return list(dict.fromkeys(m for text in texts for m in languages.messages(text)))
 
 
 def as_text(catalog, language: str) -> str:

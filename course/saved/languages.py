@@ -4,8 +4,12 @@ text taken from a catalog, course/translations/zh_CN/NN_topic.po.
 A message is what an editor changes at once: a heading, a paragraph, an item of a list,
 a row of a table, a hint. How its lines are broken does not matter. Code, formulas and
 what is not translated, or has changed since ("fuzzy"), stay as they are in the source.
+
+So do the docstrings of the exercises, since they are code. But they promise what no
+card says, an error or a shape: the card quotes them in its own language.
 """
 
+import ast
 import hashlib
 import re
 from dataclasses import dataclass
@@ -15,12 +19,14 @@ from pathlib import Path
 from course.paths import LANGUAGES, ROOT
 
 CATALOGS = ROOT / "course" / "translations"
+IN_CODE = {"zh_CN": "**代码里的英文说明**，意思是："}  # above a docstring in a card
 
 _FENCE = re.compile(r" *(```|~~~)")
 _MARK = re.compile(r" *(?:#{1,6} +|(?:[-*+]|\d+\.) +)?")  # of headings and of items
 _ALONE = re.compile(r" *\||#{1,6} ")  # a line that no other goes on
 _OPENS = re.compile(r" *(?:[-*+] |\d+\. |<details>)|" + _ALONE.pattern)
 _WORDS = re.compile(r"[^\W\d_]")
+_DOCUMENTED = (ast.FunctionDef, ast.ClassDef)
 _RULE = re.compile(r"[ |:-]+$")  # below the head of a table
 
 
@@ -78,11 +84,14 @@ def digest(source_digest: str, lesson: str, language: str) -> str:
 def translate(book, lesson: str, language: str):
     """Put the translated prose into a notebook (plain JSON, or nbformat's), in place.
     Ids, tags, code and outputs stay as they are."""
-    known = translations(lesson, language)
+    known, card = translations(lesson, language), None
     for cell in book["cells"]:
+        source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            source = "".join(cell["source"])
             cell["source"] = deeper(in_language(source, known), language)
+        elif card and "exercise" in cell["metadata"].get("tags", ()):
+            card["source"] = with_quote(card["source"], quoted(source, known, language))
+        card = cell if cell["cell_type"] == "markdown" else None
     return book
 
 
@@ -98,6 +107,35 @@ def in_language(source: str, known: dict[str, str]) -> str:
 def messages(source: str) -> list[str]:
     """What there is to translate in a cell, in order."""
     return [piece.message for piece in pieces(source) if piece.message]
+
+
+def documented(source: str) -> list[tuple[str, str]]:
+    """The docstrings of an exercise: (name, text), of the function or class and, under
+    their own names, of a class's methods."""
+    first = next(x for x in ast.parse(source).body if isinstance(x, _DOCUMENTED))
+    inside = first.body if isinstance(first, ast.ClassDef) else []
+    nodes = [x for x in (first, *inside) if isinstance(x, _DOCUMENTED)]
+    return [(x.name, text) for x in nodes if (text := ast.get_docstring(x))]
+
+
+def quoted(source: str, known: dict[str, str], language: str) -> str:
+    """An exercise's docstrings as a quotation for its card; "" where nothing of them is
+    translated."""
+    texts = documented(source)
+    if not any(message in known for _, text in texts for message in messages(text)):
+        return ""
+    parts = [IN_CODE[language]]
+    for n, (name, text) in enumerate(texts):
+        parts.append((f"`{name}` · " if n else "") + in_language(text, known))
+    return "\n".join(f"> {line}".rstrip() for line in "\n\n".join(parts).split("\n"))
+
+
+def with_quote(card: str, quote: str) -> str:
+    """The text of a card with a quotation before its hints."""
+    if not quote:
+        return card
+    body, hint, hints = card.partition("\n\n<details>")
+    return f"{body}\n\n{quote}{hint}{hints}"
 
 
 def pieces(source: str) -> list[Piece]:

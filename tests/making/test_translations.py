@@ -5,6 +5,7 @@ differs from the English one in its prose alone.
 of the English ones, which nbval runs.)
 """
 
+import itertools
 import json
 import re
 
@@ -123,6 +124,26 @@ def test_each_translated_notebook_has_a_catalog():
     assert {x for x in found if x[1] in LANGUAGES} == set(THERE)
 
 
+@each
+def test_each_card_tells_what_the_docstring_below_it_promises(name, language):
+    known = languages.translations(name, language)
+    made = build.as_built(name, language).cells
+    for card, cell in itertools.pairwise(made):
+        if "exercise" in cell.metadata.get("tags", ()):
+            texts = [text for _, text in languages.documented(cell.source)]
+            for message in (m for text in texts for m in languages.messages(text)):
+                assert known[message] in card.source, message
+
+
+@pytest.mark.parametrize("name", lesson_names())
+def test_the_docstrings_of_an_exercise_are_those_that_the_learner_sees(name):
+    for cell in source(name).cells:
+        if "exercise" in cell.metadata.get("tags", ()):
+            seen = languages.documented(books.stub_of(cell.source))
+            assert seen
+            assert languages.documented(cell.source) == seen
+
+
 # --- the mechanism, on a lesson of its own --------------------------------------------
 
 TINY = """# %% [markdown]
@@ -210,6 +231,46 @@ def test_messages_are_what_an_editor_changes_at_once(tiny, capsys):
     assert "0 of 8 messages are translated" in capsys.readouterr().out
     english = build.read_source(folder / "solutions" / "00_tiny.py")
     assert built(folder) == [cell.source for cell in english.cells]
+
+
+EXERCISE = TINY.partition("# ```")[0] + """
+# <details><summary>Hint 1</summary>Think.</details>
+
+# %% tags=["exercise"]
+class Two:
+    \"\"\"A pair.\"\"\"
+
+    def swap(self):
+        \"\"\"The other way
+        round.
+
+        Raises TypeError.
+        \"\"\"
+        ### BEGIN SOLUTION
+        def inner():
+            \"\"\"Ours alone.\"\"\"
+        ### END SOLUTION
+"""
+
+
+def test_a_card_quotes_the_docstrings_of_its_exercise_before_the_hints(
+    tiny, monkeypatch
+):
+    monkeypatch.setattr(build, "_require_tests", lambda name, notebook: None)
+    folder = tiny(EXERCISE)
+    build.main(["--lang", "zh_CN", "00"])
+    card, stub = built(folder)
+    assert ">" not in card.partition("<details>")[0], "nothing is translated yet"
+    told = {"A pair.": "一对。", "The other way round.": "对调。"}
+    fill(folder, told)
+    build.main(["--lang", "zh_CN", "00"])
+    card, same = built(folder)
+    quote = "> 一对。\n>\n> `swap` · 对调。\n>\n> Raises TypeError.\n\n<details>"
+    assert quote in card
+    assert languages.IN_CODE["zh_CN"] in card
+    assert same == stub
+    path = folder / "translations" / "zh_CN" / "00_tiny.po"
+    assert "Ours alone" not in path.read_text("utf-8")
 
 
 def test_what_has_changed_since_stays_english_and_is_counted(tiny, capsys):
