@@ -44,7 +44,7 @@ def in_step(plain, lesson: str, language: str):
 
 
 def source_messages(plain) -> list[str]:
-    """All messages of a lesson, in order, each once: of its prose, and of its exercises'
+    """All messages of a lesson, in order, each once: of its prose and of its exercises'
     docstrings."""
     texts = []
     for cell in plain["cells"]:

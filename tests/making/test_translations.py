@@ -233,7 +233,9 @@ def test_messages_are_what_an_editor_changes_at_once(tiny, capsys):
     assert built(folder) == [cell.source for cell in english.cells]
 
 
-EXERCISE = TINY.partition("# ```")[0] + """
+EXERCISE = (
+    TINY.partition("# ```")[0]
+    + """
 # <details><summary>Hint 1</summary>Think.</details>
 
 # %% tags=["exercise"]
@@ -251,6 +253,7 @@ class Two:
             \"\"\"Ours alone.\"\"\"
         ### END SOLUTION
 """
+)
 
 
 def test_a_card_quotes_the_docstrings_of_its_exercise_before_the_hints(
