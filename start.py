@@ -12,6 +12,7 @@ Each says more with --help (python start.py check --help).
 The first run makes the folder .venv beside this file and installs requirements.txt
 into it; later runs need no network. Nothing outside .venv is changed. On Linux without
 an NVIDIA GPU it takes the small CPU build of torch; --gpu and --cpu override that.
+--lang zh_CN opens the lessons in Chinese.
 Other options go on to JupyterLab (python start.py --no-browser) or to the command.
 """
 # ruff: noqa: E402, I001, UP010, UP031, UP036
@@ -70,6 +71,9 @@ def main(argv):
             "it opens JupyterLab. More: python start.py --help"
             % (command, ", ".join(known))
         )
+    first = ""
+    if command == "lab":
+        first, argv = first_lesson(argv)
     if command == "teach" and argv:
         sys.exit("`start.py teach` takes nothing after it, got: " + " ".join(argv))
 
@@ -96,7 +100,9 @@ def main(argv):
     if command not in WITH_PATHS.split():
         os.chdir(str(HERE))
     if command == "lab":
-        furnish()
+        furnish(first)
+        if first:  # by its address, for who has a workspace already
+            argv = ["--LabApp.default_url=/lab/tree/" + first] + argv
         # The root is the whole course, so that solutions/ can be opened too.
         become(["-m", "jupyterlab", "--ServerApp.root_dir=" + str(HERE)] + argv)
     # `python -m course`, but of this folder: -m would take a folder named course where
@@ -105,6 +111,28 @@ def main(argv):
         "runpy.run_module('course', run_name='__main__', alter_sys=True)"
     )
     become(["-c", code, str(HERE), command] + argv)
+
+
+def first_lesson(argv):
+    """Where the lessons of --lang begin ("" without it), and the other words."""
+    for n, word in enumerate(argv):
+        name, equals, language = word.partition("=")
+        if name != "--lang":
+            continue
+        rest = argv[:n] + argv[n + 1 :]
+        if not equals:
+            language = "".join(argv[n + 1 : n + 2])
+            rest = argv[:n] + argv[n + 2 :]
+        folders = sorted(x for x in (HERE / "lessons").iterdir() if x.is_dir())
+        there = {x.name: sorted(x.glob("[0-9][0-9]_*.ipynb")) for x in folders}
+        there = {x: lessons for x, lessons in there.items() if lessons}
+        if language not in there:
+            sys.exit(
+                "There are no lessons in the language '%s'; besides English there are: "
+                "%s." % (language, ", ".join(there) or "none")
+            )
+        return "lessons/%s/%s" % (language, there[language][0].name), rest
+    return "", argv
 
 
 def look_before(command, argv):
@@ -163,8 +191,9 @@ def diagnose():
     sys.exit(1)
 
 
-def furnish():
-    """JupyterLab in .venv opens on lesson 01: no news box, the list of files closed."""
+def furnish(first):
+    """JupyterLab in .venv opens on lesson 01, or on `first`: no news box, the list of
+    files closed."""
     lab = environment.ENV / "share" / "jupyter" / "lab"
     places = {
         "overrides.json": lab / "settings" / "overrides.json",
@@ -174,7 +203,11 @@ def furnish():
     for name, place in places.items():
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(str(HERE / "course" / "jupyterlab" / name), str(place))
+            text = (HERE / "course" / "jupyterlab" / name).read_text(encoding="utf-8")
+            if first:
+                text = text.replace("lessons/01_calling_a_model.ipynb", first)
+                text = text.replace('"lessons"', '"%s"' % os.path.dirname(first))
+            place.write_text(text, encoding="utf-8")
     os.environ.setdefault("JUPYTERLAB_WORKSPACES_DIR", str(lab / "workspaces"))
 
 

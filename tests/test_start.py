@@ -216,6 +216,46 @@ def test_the_first_view_names_a_lesson_and_a_workspace_that_jupyterlab_knows():
     assert (ROOT / view[current]["data"]["path"]).is_file()
 
 
+@pytest.mark.parametrize("words", [["--lang", "zh_CN"], ["--lang=zh_CN"]])
+def test_in_another_language_jupyterlab_opens_on_its_first_lesson(course, words):
+    chinese = course / "lessons/zh_CN"
+    chinese.mkdir(exist_ok=True)
+    for name in ("04_top_k", "11_contrast"):
+        shutil.copy(course / f"lessons/{name}.ipynb", chinese)
+    arguments = called(run(course, *words, "--no-browser")[1])[1]
+    first = "lessons/zh_CN/04_top_k.ipynb"
+    assert arguments == [
+        f"--ServerApp.root_dir={course}",
+        f"--LabApp.default_url=/lab/tree/{first}",
+        "--no-browser",
+    ]
+
+
+def test_a_first_view_in_another_language_names_no_english_lesson(course):
+    chinese = course / "lessons/zh_CN"
+    chinese.mkdir(exist_ok=True)
+    shutil.copy(course / "lessons/04_top_k.ipynb", chinese)
+    workspaces = course / ".venv/share/jupyter/lab/workspaces"
+    shutil.rmtree(workspaces, ignore_errors=True)
+    run(course, "--lang", "zh_CN")
+    view = json.loads(next(workspaces.iterdir()).read_text())["data"]
+    current = view["layout-restorer:data"]["main"]["current"]
+    assert view[current]["data"]["path"] == "lessons/zh_CN/04_top_k.ipynb"
+    assert view["file-browser-filebrowser:cwd"]["path"] == "lessons/zh_CN"
+    assert '"lessons/01' not in json.dumps(view)
+
+
+@pytest.mark.parametrize("words", [["--lang", "fr"], ["--lang"], ["--lang="]])
+def test_a_language_that_is_not_there_is_named_with_those_that_are(bare, words):
+    (bare / "lessons/zh_CN").mkdir()
+    shutil.copy(bare / "lessons/04_top_k.ipynb", bare / "lessons/zh_CN")
+    code, output = run(bare, *words)
+    assert code == 1
+    assert "zh_CN" in output
+    assert len(output.splitlines()) == 1
+    assert not (bare / ".venv").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
