@@ -324,7 +324,7 @@ check(decode_batch)
 
 # %% [markdown]
 # The padded prompt from above, mended, and the proof on a batch of three questions. (The
-# last answer is cut off after 16 tokens.)
+# last answer is cut off after 12 tokens.)
 
 # %% tags=["nbval-check-output"]
 out = decode_batch(
@@ -332,7 +332,11 @@ out = decode_batch(
 )
 print("padded:", repr(tokenizer.decode(out[0, -8:])))
 
-questions = ["Say hello.", "What is 2 + 2?", "Who wrote the play Romeo and Juliet?"]
+questions = [
+    "What is the capital of France?",
+    "What is 2 + 2?",
+    "Who wrote the play Romeo and Juliet?",
+]
 chats = [[{"role": "user", "content": q}] for q in questions]
 batch = tokenizer.apply_chat_template(
     chats, add_generation_prompt=True, padding=True, return_tensors="pt"
@@ -346,7 +350,7 @@ mine = decode_batch(
 theirs = model.generate(**batch, max_new_tokens=new, do_sample=False, pad_token_id=pad)
 print("same tokens as generate:", torch.equal(mine, theirs))
 for row in mine[:, width:]:
-    print(repr(tokenizer.decode(row, skip_special_tokens=True)))
+    print(repr(tokenizer.decode(row)))
 
 # %%
 prompt_part = batch["attention_mask"].cpu()  # 0 padding, 1 prompt
