@@ -3,8 +3,9 @@ those who learn in that language.
 
 It is the one that they have worked in. Where both hold work, it is the one beside which
 the kernel runs, else the one saved last. Where neither does, it is the one beside which
-the kernel runs, else the one in the language in which they have worked last, else that
-in lessons/. A notebook named by its path is always the one that is meant.
+the kernel runs, else the one in the language in which they have worked last, or have
+run a cell, else that in lessons/. A notebook named by its path is always the one that is
+meant.
 """
 
 from functools import lru_cache
@@ -83,7 +84,15 @@ def _some_answer(path: Path, stamp) -> bool:
 
 
 def _worked_in_last() -> Path:
-    """The folder of the notebook with answers that was saved last."""
-    found = [p for lesson in lesson_names() for p in _copies(lesson) if p.exists()]
-    found = [p for p in found if _has_answers(p)]
+    """The folder of the notebook with answers that was saved last; where there are none
+    yet, of the one with a cell that was run."""
+    there = [p for lesson in lesson_names() for p in _copies(lesson) if p.exists()]
+    found = [p for p in there if _has_answers(p)] or [p for p in there if _was_run(p)]
     return max(found, key=lambda p: p.stat().st_mtime_ns).parent if found else LESSONS
+
+
+def _was_run(path: Path) -> bool:
+    try:
+        return any(c.get("execution_count") for c in books.read(path)["cells"])
+    except books.Unreadable:
+        return False

@@ -67,6 +67,18 @@ def test_it_is_the_one_that_holds_work_and_the_other_lessons_follow(two):
     assert homes.learners("03_your_own_loop") == two.path("zh_CN", "03_your_own_loop")
 
 
+def test_before_the_first_answer_it_is_the_one_that_was_run(two):
+    path = two.path("zh_CN", "03_your_own_loop")
+    book = books.read(path)
+    next(c for c in book["cells"] if c["cell_type"] == "code")["execution_count"] = 1
+    books.write(path, books.as_text(book))
+    assert homes.learners("03_your_own_loop") == path
+    assert homes.learners("04_top_k") == two.path("zh_CN")
+    assert "over the vocabulary" not in asking.hint_text("pick_greedy")
+    two.write("", "top_k_filter", two.course.RIGHT)
+    assert homes.learners("03_your_own_loop") == two.path("", "03_your_own_loop")
+
+
 def test_of_two_that_hold_work_it_is_the_one_saved_last(two):
     two.write("zh_CN", "top_k_filter", two.course.RIGHT)
     two.write("", "top_k_filter", two.course.WRONG)
