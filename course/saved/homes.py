@@ -4,8 +4,7 @@ those who learn in that language.
 It is the one that they have worked in. Where both hold work, it is the one beside which
 the kernel runs, else the one saved last. Where neither does, it is the one beside which
 the kernel runs, else the one in the language in which they have worked last, or have
-run a cell, else that in lessons/. A notebook named by its path is always the one that is
-meant.
+run a cell, else that in lessons/. A notebook named by its path is always the one meant.
 """
 
 from functools import lru_cache
