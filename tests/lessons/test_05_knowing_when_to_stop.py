@@ -609,7 +609,7 @@ def test_asks_for_nothing_after_a_stop(stop_at):
 
 def test_an_empty_stop_string_is_refused(stop_at):
     call = "stop_at(['a'], [''])"
-    expect.rejects(ValueError, lambda: list(stop_at(iter(["a"]), [""])), call, "empty")
+    expect.rejects(ValueError, lambda: list(stop_at(iter(["a"]), [""])), call)
     call = "stop_at([], ['a', ''])"
     expect.rejects(ValueError, lambda: list(stop_at(iter([]), ["a", ""])), call)
 

@@ -249,8 +249,10 @@ def by_prefixes(pieces, stop_strings):
 
 @right("stop_at")
 def by_searching_ends(pieces, stop_strings):
-    """Finds where each stop string ends; the first end counts, the longest there."""
-    refused(stop_strings)
+    """Finds where each stop string ends; the first end counts, the longest there. Says
+    what is wrong in a language of its own."""
+    if "" in stop_strings:
+        raise ValueError("停止串不能为空")
     buffer = ""
     for piece in pieces:
         buffer += piece
