@@ -106,7 +106,8 @@ check(eos_token_ids)
 # %% tags=["nbval-check-output"]
 eos_ids = eos_token_ids(model)
 print("EOS ids:", eos_ids, [tokenizer.decode(i) for i in eos_ids])
-print("EOS in the prompt:", int(torch.isin(ids, torch.tensor(eos_ids)).sum()), "times")
+at_eos = torch.isin(ids, torch.tensor(eos_ids, device=ids.device))
+print("EOS in the prompt:", int(at_eos.sum()), "times")
 print(tokenizer.decode(ids[0]))
 
 # %% [markdown]
