@@ -183,6 +183,7 @@ def grade_all(
     order = {name: n for n, name in enumerate(found)}
     rows.sort(key=lambda row: order[row["student"]])  # stable: exercises keep theirs
     table.write_rows(out, rows)
+    table.keep_reports(beside, {(row["file"], row["lesson"]) for row in rows})
     for one in handed:
         if one.why_not:
             print(table.on_one_line(f"left out: {one.name}: {one.why_not}"))
@@ -218,13 +219,20 @@ def each_once(asked, jobs: int, limits: Limits | None):
 
 
 def _cells(text: str) -> str:
-    """A digest of what can matter to the checks: all but outputs and counts."""
-    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+    """A digest of what matters to the checks: what stands in the cells, their tags."""
+    broken = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    with contextlib.suppress(*broken):
+        book = json.loads(text)
         cells = [
-            {k: v for k, v in cell.items() if k not in ("outputs", "execution_count")}
-            for cell in json.loads(text)["cells"]
+            (
+                x["cell_type"],
+                x.get("id"),
+                "".join(x["source"]),
+                x["metadata"].get("tags"),
+            )
+            for x in book["cells"]
         ]
-        text = json.dumps(cells)
+        text = json.dumps([book.get("nbformat"), cells])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -277,9 +285,7 @@ def hand_on(handed: list[Handed], rows: list[dict], people, options):
             return which.text_of(files[path].read())
 
         reports.write(options.report, found, rows, said, handed, whose, text_of)
-    print(
-        f"{counted(len(found), 'student')}: {', '.join(map(str, filter(None, places)))}"
-    )
+    print(", ".join([counted(len(found), "student"), *map(str, filter(None, places))]))
     for row in standings.missing(found, rows):
         told = f"missing: {row['student']} {row['id']}".rstrip()
         print(table.on_one_line(f"{told}: {row['lesson']}: {row['why']}"))

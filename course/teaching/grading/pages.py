@@ -76,9 +76,9 @@ def not_graded(name: str, reasons: dict[str, str]) -> str:
 HINT = (
     "A hint, and no verdict. Compared are answers without comments, docstrings, "
     "annotations and layout, their own names replaced by numbers. Short answers and "
-    "stubs are left out. Two students may have worked together, had one source, or come "
-    "to the plainest form by themselves: the more of them share one, the likelier that "
-    "is; the more exercises the same few share, the less."
+    "stubs are left out. Two students may have worked together, had one source, or "
+    "come to the plainest form by themselves. The more students share one answer, the "
+    "likelier that is; the more answers the same few share, the less."
 )
 
 
@@ -97,8 +97,8 @@ def equal_answers(groups: list[equals.Group]) -> str:
     if ours:
         body += [
             "<h2>Our own answers</h2>",
-            "<p>Anybody gets them with <code>python start.py answer</code>. A short way "
-            "to write something is often ours by itself: only the same names, too, "
+            "<p>Anybody gets them with <code>python start.py answer</code>. A short "
+            "way to write something is often ours by itself: only the same names, too, "
             "speak for a copy.</p>",
             table(
                 ["exercise", "how", "students"],

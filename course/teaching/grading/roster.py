@@ -6,6 +6,7 @@ without a head is a list of names.
 """
 
 import csv
+import io
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -45,11 +46,8 @@ def read(path: Path) -> list[Person]:
         sys.exit(f"the roster {path} cannot be read: {error.strerror}")
     head = text.split("\n", 1)[0]
     separator = max(",;\t", key=head.count)
-    rows = [
-        [x.strip() for x in row]
-        for row in csv.reader(text.splitlines(), delimiter=separator)
-    ]
-    rows = [row for row in rows if any(row)]
+    cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    rows = [row for line in cells if any(row := [x.strip() for x in line])]
     if not rows:
         sys.exit(f"the roster {path} is empty")
     named = [" ".join(x.casefold().split()) for x in rows[0]]

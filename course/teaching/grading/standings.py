@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from course.teaching.grade_process import points_of
 from course.teaching.grading.owners import Owner
 from course.teaching.grading.roster import Person, Roster
 from course.teaching.grading.table import NOT_GRADED
@@ -114,12 +115,7 @@ def totals(found: list[Student], rows: list[dict], roster: bool) -> tuple[list, 
     """(columns, a row for each student). A lesson of which a student has no notebook is
     left empty, and counts as 0 in the sum."""
     graded, lessons = by_path(rows), lessons_of(rows)
-    of = {
-        x: max(
-            sum(int(r["of"]) for r in b) for b in graded.values() if b[0]["lesson"] == x
-        )
-        for x in lessons
-    }
+    of = sum(sum(points_of(x).values()) for x in lessons)
     made = []
     for student in found:
         each = {}
@@ -132,7 +128,7 @@ def totals(found: list[Student], rows: list[dict], roster: bool) -> tuple[list, 
                 "id": student.number,
                 **each,
                 "points": shown(sum(float(x) for x in each.values() if x)),
-                "of": str(sum(of.values())),
+                "of": str(of),
                 "note": _note(student, lessons, roster),
             }
         )

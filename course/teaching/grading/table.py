@@ -123,6 +123,16 @@ def reports_line(job: Job, mark: str) -> str:
     return json.dumps({"file": mark, "lesson": job.lesson, "said": said}) + "\n"
 
 
+def keep_reports(path: Path, wanted: set[tuple[str, str]]):
+    """Leave out what is said of notebooks that are no longer there."""
+    lines = [
+        json.dumps({"file": mark, "lesson": lesson, "said": said}) + "\n"
+        for (mark, lesson), said in read_reports(path).items()
+        if (mark, lesson) in wanted
+    ]
+    write_whole(path, "".join(lines))
+
+
 def read_reports(path: Path) -> dict[tuple[str, str], dict[str, str]]:
     """{(mark, lesson): {exercise: report}}; a line that was cut off is no report."""
     found = {}
