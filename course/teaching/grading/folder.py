@@ -35,11 +35,11 @@ def write(folder: Path, found: list[Student], rows, reports, handed, owners, tex
 
 def not_graded(handed, rows) -> list[dict]:
     made = [{"file": x.name, "why": x.why_not} for x in handed if x.why_not]
-    made += [
-        {"file": row["student"], "why": row["said"]}
-        for row in rows
-        if row["state"] == NOT_GRADED
-    ]
+    for path, mine in standings.by_path(rows).items():
+        if mine[0]["state"] == NOT_GRADED:
+            made.append({"file": path, "why": mine[0]["said"]})
+        elif standings.broken(mine):
+            made.append({"file": path, "why": standings.CANNOT_BE_READ})
     return sorted(made, key=lambda row: row["file"])
 
 

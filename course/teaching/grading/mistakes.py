@@ -5,6 +5,7 @@ from collections import Counter
 
 from course.checks.explain import DONE, TO_DO, WRONG
 from course.teaching.grade_process import points_of
+from course.teaching.grading import standings
 from course.teaching.grading.standings import by_path, counting, lessons_of
 
 MOST = 10  # for each exercise
@@ -12,11 +13,14 @@ COLUMNS = ["lesson", "exercise", "students", "of", "sentence"]
 # A failing sentence may end with the student's own line, and quote an address.
 _PLACE = re.compile(r" at line \d+ of .*$")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_CELL = re.compile(r"\S+\.ipynb\[cell \d+\](, line \d+)?: ")
 
 
 def sentence(said: str) -> str:
     """What two students have in common who made the same mistake."""
-    return _ADDRESS.sub("", _PLACE.sub("", said)).strip()
+    if standings.BROKEN in said:
+        return standings.CANNOT_BE_READ
+    return _ADDRESS.sub("", _CELL.sub("", _PLACE.sub("", said))).strip()
 
 
 def counted_rows(found, rows: list[dict]) -> list[dict]:

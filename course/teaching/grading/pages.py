@@ -1,8 +1,10 @@
 """HTML pages: what a student is told, and equal answers side by side. All that comes
 from students is escaped; nothing is loaded from elsewhere."""
 
+from collections import defaultdict
 from html import escape
 
+from course.checks.explain import TO_DO
 from course.teaching.grading import equals
 
 STYLE = """
@@ -56,7 +58,8 @@ def feedback(name: str, path: str, rows: list[dict], reports: dict[str, str]) ->
         ),
     ]
     for row in rows:
-        said = reports.get(row["exercise"]) or row["said"]
+        whole = reports.get(row["exercise"]) if row["state"] != TO_DO else ""
+        said = whole or row["said"]
         if said:
             body.append(f"<h2>{escape(row['exercise'])}: {escape(row['state'])}</h2>")
             body.append(f"<pre>{escape(said)}</pre>")
@@ -125,11 +128,14 @@ def _exercises(shared) -> str:
 
 
 def _side_by_side(group: equals.Group) -> list[str]:
-    number = f"{len(group.answers)} of the {group.of} who wrote one"
-    shown = sorted(group.answers, key=lambda x: x.student)[:2]
+    """What was written, each source once, with the names of all who wrote it so."""
+    names = defaultdict(list)
+    for one in sorted(group.answers, key=lambda x: x.student):
+        names[one.source].append(one.student)
+    number = f"{len(group.answers)} of the {group.of} who wrote a long one"
     lines = [f"<h3>{escape(_title(group))}: equal {group.how}; {number}</h3>"]
     lines.append('<div class="two">')
-    for one in shown:
-        lines.append(f"<div><b>{escape(one.student)}</b>")
-        lines.append(f"<pre>{escape(one.source)}</pre></div>")
+    for source, students in names.items():
+        lines.append(f"<div><b>{escape(', '.join(students))}</b>")
+        lines.append(f"<pre>{escape(source)}</pre></div>")
     return [*lines, "</div>"]

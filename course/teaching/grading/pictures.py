@@ -63,7 +63,7 @@ def bars(told: list[tuple[str, int]], counts, name: str) -> Figure:
     ax.barh(range(len(told)), [n for _, n in told], height=0.22, color=RED)
     for place, (text, number) in enumerate(told):
         lines = textwrap.wrap(text, LETTERS, max_lines=LINES, placeholder=" ...")
-        style = {"fontsize": 9, "parse_math": False}
+        style = {"fontsize": 11, "parse_math": False}
         ax.text(0, place - 0.16, "\n".join(lines), va="bottom", **style)
         ax.text(number, place, f" {number}", va="center", weight="bold", **style)
     ax.set(ylim=(mistakes.MOST - 0.5, -0.75), xlim=(0, max(n for _, n in told) * 1.05))

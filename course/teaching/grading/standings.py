@@ -9,6 +9,8 @@ from course.teaching.grading.roster import Person, Roster
 from course.teaching.grading.table import NOT_GRADED
 
 LAST, BEST = "last", "best"
+BROKEN = ".ipynb is not a valid notebook"  # as course.checks.notebook says it
+CANNOT_BE_READ = "the notebook cannot be read, so all its exercises are wrong"
 MINUTE = 60  # all files that a platform packs at once are as old as each other
 
 
@@ -44,6 +46,11 @@ def by_path(rows: list[dict]) -> dict[str, list[dict]]:
 
 def points(rows: list[dict]) -> float:
     return sum(float(row["points"]) for row in rows)  # a teacher may write 0.5
+
+
+def broken(rows: list[dict]) -> bool:
+    """Whether the rows of one notebook say that it cannot be read."""
+    return any(BROKEN in row["said"] for row in rows)
 
 
 def shown(number: float) -> str:
@@ -129,13 +136,13 @@ def totals(found: list[Student], rows: list[dict], roster: bool) -> tuple[list, 
                 **each,
                 "points": shown(sum(float(x) for x in each.values() if x)),
                 "of": str(of),
-                "note": _note(student, lessons, roster),
+                "note": "; ".join(_notes(student, lessons, graded, roster)),
             }
         )
     return ["student", "id", *lessons, "points", "of", "note"], made
 
 
-def _note(student: Student, lessons: list[str], roster: bool) -> str:
+def _notes(student: Student, lessons: list[str], graded, roster: bool) -> list[str]:
     told = []
     if roster and student.person is None:
         told.append("not in the roster")
@@ -144,7 +151,9 @@ def _note(student: Student, lessons: list[str], roster: bool) -> str:
         if len(books) > 1:
             others = ", ".join(books[:-1])
             told.append(f"{lesson}: counted {books[-1]}, not {others}")
-    return "; ".join([*told, *_why(student, lessons)])
+        if books and broken(graded[books[-1]]):
+            told.append(f"{lesson}: {CANNOT_BE_READ}")
+    return [*told, *_why(student, lessons)]
 
 
 def _why(student: Student, lessons: list[str]) -> list[str]:
