@@ -25,10 +25,10 @@ def top_k_filter(logits, top_k):
     return torch.where(logits < border, -torch.inf, logits)
 """
 RENAMED = (  # the same in other words
-    FILTER.replace("ordered", "s")
+    FILTER.replace("sort, then look up the border of each row", "my own idea")
+    .replace("ordered", "s")
     .replace("place", "i")
     .replace("border", "t")
-    .replace("sort, then look up the border of each row", "my own idea")
 )
 MASKED = """\
 def top_k_filter(logits, top_k):
@@ -103,7 +103,7 @@ def the_class() -> tuple[dict[str, str | bytes], list[tuple[str, str]]]:
     }
     many = {
         notebook(): ("Ina", "Jan", "Kim", "Lea", "Max", "Nia", "Oz"),  # untouched
-        with_(TOO_MANY): ("Ole", "Pia", "Quin", "Rosa", "Sam", "Tim", "Uma"),
+        with_(TOO_MANY): ("Ole", "Pia", "Quin", "Rosa", "Sam", "Tim", "Uma", "Una"),
         with_(NO_RETURN): ("Vic", "Wim", "Xia", "Yan"),
         with_(FLIPPED): ("Zoe", "Abe"),
         with_(IN_PLACE): ("Ben",),
@@ -118,10 +118,9 @@ def the_class() -> tuple[dict[str, str | bytes], list[tuple[str, str]]]:
         for name, number in people
     }
 
-    def more(name, content, put_as=file):
+    def more(name, content, path=file):
         people.append((name, str(500100 + len(people))))
-        for n, (path, one) in enumerate({put_as: content}.items()):
-            files[f"{folder.format(*people[-1])}/{path}"] = one
+        files[f"{folder.format(*people[-1])}/{path}"] = content
         return folder.format(*people[-1])
 
     more("Eve Zipped", zipped("04_top_k.ipynb", other), "04_top_k.zip")
@@ -136,7 +135,8 @@ def the_class() -> tuple[dict[str, str | bytes], list[tuple[str, str]]]:
     people.pop()  # is in no list
     people += [("Kai Missing", "500900"), ("Liv Missing", "500901")]
     files["notes.txt"] = b"of the platform"
-    assert len({path.split("/")[0] for path in files}) == 40  # and the notes
+    students = {path.split("/")[0] for path in files if "/" in path}
+    assert len(students) == 40
     return files, people
 
 
