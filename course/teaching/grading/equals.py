@@ -13,7 +13,7 @@ from course.checks import cells, notebook
 from course.saved import books
 from course.teaching.grading.standings import Student, counting, lessons_of
 
-SHORT = 60  # nodes of the syntax tree: about four plain lines
+SHORT = 50  # nodes of the syntax tree beyond the stub's: about four plain lines
 EXACT, RENAMED = "to the character", "but for names, comments and layout"
 OURS, OUR_FORM = "our own answer, with our names", "in the form of our own answer"
 
@@ -48,22 +48,32 @@ class Group:
 # --- one answer -----------------------------------------------------------------------
 
 
-def answer(student: str, source: str, name: str) -> Answer | None:
-    """None for what does not parse and for what is too short to say anything."""
+def answer(student: str, source: str, name: str, given: int = 0) -> Answer | None:
+    """None for what does not parse and for what is too short to say anything. given:
+    the size of the stub."""
     try:
-        tree = cells.tree(source)
-        found = [x for x in tree.body if getattr(x, "name", "") == name]
-        definition = found[-1] if found else tree
-        lines = ast.get_source_segment(source, definition) if found else source
-        definition = ast.fix_missing_locations(_Bare().visit(definition))
-        if sum(1 for _ in ast.walk(definition)) < SHORT:
+        lines, definition = _definition(source, name)
+        if size(definition) - given < SHORT:
             return None
         own = ast.unparse(definition)
         form = ast.unparse(_Unnamed(definition).visit(definition))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    text = "\n".join(x.rstrip() for x in (lines or source).splitlines() if x.strip())
+    text = "\n".join(x.rstrip() for x in lines.splitlines() if x.strip())
     return Answer(student, text, own, form)
+
+
+def _definition(source: str, name: str) -> tuple[str, ast.AST]:
+    """(source, bare tree) of what defines `name`; of all where nothing does."""
+    tree = cells.tree(source)
+    found = [x for x in tree.body if getattr(x, "name", "") == name]
+    definition = found[-1] if found else tree
+    lines = found and ast.get_source_segment(source, definition)
+    return lines or source, ast.fix_missing_locations(_Bare().visit(definition))
+
+
+def size(definition: ast.AST) -> int:
+    return sum(1 for _ in ast.walk(definition))
 
 
 class _Bare(ast.NodeTransformer):
@@ -148,19 +158,26 @@ def groups(found: list[Student], rows: list[dict], text_of) -> list[Group]:
     """All groups of equal answers. text_of(path): a notebook's text."""
     made = []
     for lesson in lessons_of(rows):
-        answers = defaultdict(list)
+        answers, given = defaultdict(list), _given(lesson)
         for student in found:
             if path := counting(student, lesson):
                 for name, source in written(text_of(path), lesson).items():
-                    one = answer(student.name, source, name)
+                    one = answer(student.name, source, name, given[name])
                     answers[name] += [one] if one else []
         for exercise in books.exercises(lesson):
             made += _groups_of(exercise, answers[exercise.name])
     return made
 
 
+def _given(lesson: str) -> dict[str, int]:
+    """{exercise: the size of its stub}"""
+    stubs = {x.name: x.stub for x in books.exercises(lesson)}
+    return {name: size(_definition(stub, name)[1]) for name, stub in stubs.items()}
+
+
 def _groups_of(exercise: books.Exercise, answers: list[Answer]) -> list[Group]:
-    ours = answer("", exercise.answer, exercise.name)
+    given = _given(exercise.lesson)[exercise.name]
+    ours = answer("", exercise.answer, exercise.name, given)
     same = defaultdict(list)
     for one in answers:
         same[one.form].append(one)
