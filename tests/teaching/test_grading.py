@@ -2,10 +2,10 @@
 
 import datetime
 
+import made_up_class
 import pytest
 
 from course.checks.explain import DONE, WRONG
-from course.making import build
 from course.saved import books
 from course.teaching import grade, grade_process
 from course.teaching.grading import equals, mistakes, pages, roster, standings, table
@@ -276,11 +276,19 @@ def test_names_comments_and_layout_make_no_other_answer():
 def test_what_is_short_broken_or_a_stub_is_not_compared():
     for source in ("def f(x):\n    return x.sort()\n", "def f(x:\n", "(" * 5000):
         assert equals.answer("a", source, "f") is None
-    untouched = grade.which.text_of(
-        build.books.as_text(build.as_built(LESSON)).encode()
-    )
-    assert equals.written(untouched, LESSON) == {}
+    assert equals.written(made_up_class.notebook(), LESSON) == {}
     assert equals.written("[" * 100_000, LESSON) == {}
+
+
+def test_students_of_one_name_are_told_apart():
+    """As where a platform hides their names."""
+    paths = [f"Participant_{n}_assignsubmission_file/04_top_k.ipynb" for n in (1, 2)]
+    text = made_up_class.notebook(top_k_filter=SOURCE)
+    found = standings.students(
+        [at(x) for x in paths], owners(paths), [row(x, 2) for x in paths], None, "last"
+    )
+    groups = equals.groups(found, [row(x, 2) for x in paths], lambda _: text)
+    assert [x.students for x in groups] == [("Participant (1)", "Participant (2)")]
 
 
 def test_our_own_answer_is_named_with_our_names_and_without():

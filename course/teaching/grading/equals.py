@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 from course.checks import cells, notebook
 from course.saved import books
-from course.teaching.grading.standings import Student, counting, lessons_of
+from course.teaching.grading.standings import (
+    Student,
+    counting,
+    labels,
+    lessons_of,
+)
 
 SHORT = 50  # nodes of the syntax tree beyond the stub's: about four plain lines
 EXACT, RENAMED = "to the character", "but for names, comments and layout"
@@ -159,10 +164,10 @@ def groups(found: list[Student], rows: list[dict], text_of) -> list[Group]:
     made = []
     for lesson in lessons_of(rows):
         answers, given = defaultdict(list), _given(lesson)
-        for student in found:
+        for label, student in zip(labels(found), found, strict=True):
             if path := counting(student, lesson):
                 for name, source in written(text_of(path), lesson).items():
-                    one = answer(student.name, source, name, given[name])
+                    one = answer(label, source, name, given[name])
                     answers[name] += [one] if one else []
         for exercise in books.exercises(lesson):
             made += _groups_of(exercise, answers[exercise.name])

@@ -1,6 +1,6 @@
 """Which notebook of a student counts, the totals, and who is missing."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from course.teaching.grade_process import points_of
@@ -34,6 +34,16 @@ class Student:
         if self.person and self.person.number:
             return self.person.number
         return self.owner.number if self.owner else ""
+
+
+def labels(found: list[Student]) -> list[str]:
+    """A name for each student that no other has: with the number where names are the
+    same, or hidden."""
+    names = Counter(x.name for x in found)
+    return [
+        f"{x.name} ({x.number})" if names[x.name] > 1 and x.number else x.name
+        for x in found
+    ]
 
 
 def by_path(rows: list[dict]) -> dict[str, list[dict]]:
