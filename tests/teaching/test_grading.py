@@ -208,6 +208,51 @@ def test_points_that_a_teacher_has_set_by_hand_are_summed():
     assert (total["student"], total[LESSON], total["of"]) == ("a", "1.5", "8")
 
 
+def test_a_lesson_of_which_there_is_nothing_is_left_empty_and_said_to_be_missing():
+    other = "06_samplers"
+    handed = [at("a/04_top_k.ipynb"), at("a/06_samplers.ipynb"), at("b/04_top_k.ipynb")]
+    handed += [Handed("b/06.rar", why_not="it is no archive")]
+    rows = [row(x.name, 2) for x in handed[:3]]
+    rows[1]["lesson"] = other
+    whose = owners([x.name for x in handed])
+    people = roster.Roster([roster.Person(x, "", {x}, {x}) for x in "abc"])
+    found = standings.students(handed, whose, rows, people, "last")
+    columns, totals = standings.totals(found, rows, True)
+    assert columns[2:4] == [LESSON, other]
+    cells = [(x["student"], x[LESSON], x[other], x["points"]) for x in totals]
+    assert cells == [("a", "2", "2", "4"), ("b", "2", "", "2"), ("c", "", "", "0")]
+    missing = standings.missing(found, rows)
+    assert [(x["student"], x["lesson"], x["why"]) for x in missing] == [
+        ("b", other, "b/06.rar: it is no archive"),
+        ("c", LESSON, "nothing was handed in"),
+        ("c", other, "nothing was handed in"),
+    ]
+
+
+def test_an_empty_folder_has_an_empty_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    assert grade.main(["none", "--report", "report"]) == 0
+    made = {x.name for x in (tmp_path / "report").iterdir()}
+    assert made == {
+        *("totals.csv", "missing.csv", "not_graded.csv", "mistakes.csv", "mistakes"),
+        *("equal.csv", "equal.html", "feedback", "feedback.zip"),
+    }
+
+
+def test_what_the_command_writes_is_no_submission(tmp_path, monkeypatch):
+    """Also where it is put into the folder that is graded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.csv").write_text("name\nada\n", encoding="utf-8")
+    options = ["--roster", "names.csv", "--report", "report", "--totals", "t.csv"]
+    for _ in range(2):
+        assert grade.main([".", *options]) == 0
+    assert table.read_reports(tmp_path / "grades.reports.jsonl") == {}
+    text = (tmp_path / "report" / "not_graded.csv").read_text(encoding="utf-8-sig")
+    assert text == "file,why\n"
+    assert "ada" in (tmp_path / "t.csv").read_text(encoding="utf-8-sig")
+
+
 # --- mistakes -------------------------------------------------------------------------
 
 
@@ -274,7 +319,8 @@ def test_names_comments_and_layout_make_no_other_answer():
 
 
 def test_what_is_short_broken_or_a_stub_is_not_compared():
-    for source in ("def f(x):\n    return x.sort()\n", "def f(x:\n", "(" * 5000):
+    deep = [f"def f(x):\n    return {x * 50_000}1" for x in ("-", "1+", "(", "not ")]
+    for source in ("def f(x):\n    return x.sort()\n", "def f(x:\n", *deep):
         assert equals.answer("a", source, "f") is None
     assert equals.written(made_up_class.notebook(), LESSON) == {}
     assert equals.written("[" * 100_000, LESSON) == {}
