@@ -76,9 +76,7 @@ def main(arguments=None) -> int:
     options = parsed(arguments)
     people = roster.Roster(roster.read(options.roster)) if options.roster else None
     limits = Limits(options.seconds, options.memory)
-    written = {options.out, table.reports_beside(options.out), options.roster}
-    written |= {options.totals, options.report}
-    besides = {path.resolve() for path in written if path}
+    besides = not_theirs(options)
     # So that no process is left running.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
@@ -137,7 +135,17 @@ def parsed(arguments):
         parser.error(f"there is no folder and no zip archive {options.folder}")
     if min(options.jobs, options.seconds, options.memory) <= 0:
         parser.error("--jobs, --seconds and --memory must be above 0")
+    if options.report and options.report.resolve() == options.folder.resolve():
+        parser.error("--report needs a folder of its own")
     return options
+
+
+def not_theirs(options) -> set[Path]:
+    """What this command writes, and the roster: no student's work, wherever it is."""
+    written = {options.out, table.reports_beside(options.out), options.roster}
+    written |= {options.totals, options.report}
+    found = {path.resolve() for path in written if path}
+    return found - set(options.folder.resolve().parents)  # --report .
 
 
 # --- grading --------------------------------------------------------------------------

@@ -199,13 +199,25 @@ def test_the_later_notebook_is_the_last(first, second):
     assert standings.counting(student, LESSON) == second.name
 
 
+def test_two_students_of_one_name_are_not_taken_for_one_unsaid():
+    paths = [f"Kim Lee_{n}_assignsubmission_file/04_top_k.ipynb" for n in (1001, 1002)]
+    people = roster.Roster([roster.Person("Kim Lee", "", {"x"}, {"kimlee"})])
+    rows, whose = [row(x, 2) for x in paths], owners(paths)
+    found = standings.students([at(x) for x in paths], whose, rows, people, "last")
+    (total,) = standings.totals(found, rows, True)[1]
+    assert "several students of this name? ['1001', '1002']" in total["note"]
+
+
 def test_points_that_a_teacher_has_set_by_hand_are_summed():
     handed = [at("a/04_top_k.ipynb")]
-    rows = [row("a/04_top_k.ipynb", 0.5), row("a/04_top_k.ipynb", 1)]
+    rows = [row("a/04_top_k.ipynb", 0.5), row("a/04_top_k.ipynb", "1,0")]
     whose = owners([x.name for x in handed])
     found = standings.students(handed, whose, rows, None, "last")
     (total,) = standings.totals(found, rows, False)[1]
     assert (total["student"], total[LESSON], total["of"]) == ("a", "1.5", "8")
+    rows[0]["points"] = "one"
+    with pytest.raises(SystemExit, match="the points of a/04_top_k.ipynb for"):
+        standings.totals(found, rows, False)
 
 
 def test_a_lesson_of_which_there_is_nothing_is_left_empty_and_said_to_be_missing():
@@ -238,6 +250,17 @@ def test_an_empty_folder_has_an_empty_report(tmp_path, monkeypatch):
         *("totals.csv", "missing.csv", "not_graded.csv", "mistakes.csv", "mistakes"),
         *("equal.csv", "equal.html", "feedback", "feedback.zip"),
     }
+
+
+def test_a_report_beside_the_submissions_hides_none_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "essay.pdf").write_bytes(b"%PDF")
+    assert grade.main(["in", "--report", "."]) == 0
+    text = (tmp_path / "not_graded.csv").read_text(encoding="utf-8-sig")
+    assert "essay.pdf" in text
+    with pytest.raises(SystemExit):
+        grade.main(["in", "--report", "in"])
 
 
 def test_what_the_command_writes_is_no_submission(tmp_path, monkeypatch):
@@ -357,6 +380,15 @@ def test_nothing_of_a_students_text_is_html():
     group = equals.Group(LESSON, evil, equals.EXACT, "", (one, one), 2)
     text += pages.equal_answers([group]) + pages.not_graded(evil, {evil: evil})
     assert "<script" not in text
+
+
+def test_half_a_character_of_a_student_spoils_no_page_and_no_table():
+    half = "\ud83d"
+    mine = [{**row("a.ipynb", 0, WRONG), "said": half}]
+    pages.feedback(half, half, mine, {"top_k_filter": half}).encode()
+    job = grade.Job("a", LESSON, "", {"kept_mass": grade.Result(WRONG, half, half)})
+    assert table.rows_of(job, "mark")[0]["said"] == "?"
+    table.reports_line(job, "mark").encode()
 
 
 # --- the work is shared ---------------------------------------------------------------

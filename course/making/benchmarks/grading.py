@@ -72,7 +72,7 @@ def measure(lesson: str, students: int, jobs: int):
     cpu = (cpu_seconds() - before) / 60
     told = f"{done}/{rows}" if process.returncode == 0 else "FAILED"
     print(
-        f"{lesson:32} {minutes:8.1f} {cpu:8.1f} {most:6.2f} {load:6.1f}  {told}",
+        f"{lesson:32} {minutes:8.2f} {cpu:8.2f} {most:6.2f} {load:6.1f}  {told}",
         flush=True,
     )
 

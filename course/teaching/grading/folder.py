@@ -59,8 +59,9 @@ def write_mistakes(folder: Path, rows: list[dict]):
 
 
 def feedback(found, rows, reports, owners) -> dict[str, str]:
-    """{file name: page}: one for each student and lesson."""
-    graded, made = standings.by_path(rows), {}
+    """{file name: page}: one for each student and lesson, and one of what was not
+    graded where a lesson is missing."""
+    graded, made, lessons = standings.by_path(rows), {}, standings.lessons_of(rows)
     for student in found:
         for lesson in student.books:
             path = counting(student, lesson)
@@ -68,7 +69,7 @@ def feedback(found, rows, reports, owners) -> dict[str, str]:
             said = reports.get((mine[0]["file"], lesson), {})
             text = pages.feedback(student.name, path, mine, said)
             made[_free(f"{_start(owners[path])}feedback_{lesson}", made)] = text
-        if not student.books and student.other:
+        if student.other and standings.lacks(student, lessons):
             owner = owners[next(iter(student.other))]
             text = pages.not_graded(student.name, student.other)
             made[_free(f"{_start(owner)}feedback", made)] = text

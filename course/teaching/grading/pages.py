@@ -5,7 +5,7 @@ from collections import defaultdict
 from html import escape
 
 from course.checks.explain import TO_DO
-from course.teaching.grading import equals
+from course.teaching.grading import equals, standings
 
 STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
@@ -28,7 +28,8 @@ def page(title: str, body: list[str]) -> str:
         *body,
         "</body></html>",
     ]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    return text.encode("utf-8", "replace").decode("utf-8")  # half characters
 
 
 def table(head: list[str], rows) -> str:
@@ -47,7 +48,7 @@ def feedback(name: str, path: str, rows: list[dict], reports: dict[str, str]) ->
     """What was said of the notebook at `path`. rows: its rows of the table; reports:
     {exercise: the whole report}."""
     lesson = rows[0]["lesson"]
-    points = sum(float(row["points"]) for row in rows)
+    points = standings.points(rows)
     of = sum(int(row["of"]) for row in rows)
     body = [
         f"<p>{escape(name)}: {points:g} of {of} points, for <code>{escape(path)}</code>"

@@ -1,5 +1,7 @@
 """Which notebook of a student counts, the totals, and who is missing."""
 
+import contextlib
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -18,12 +20,14 @@ MINUTE = 60  # all files that a platform packs at once are as old as each other
 class Student:
     """person: on the list of the class, or None; owner: as the files name them, None
     for a person without a file; books: {lesson: paths}, the one that counts at the end;
-    other: {path: why it was not graded}."""
+    other: {path: why it was not graded}; numbers: {lesson: the platform's, of the
+    files}."""
 
     person: Person | None = None
     owner: Owner | None = None
     books: dict[str, list[str]] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,7 +59,17 @@ def by_path(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def points(rows: list[dict]) -> float:
-    return sum(float(row["points"]) for row in rows)  # a teacher may write 0.5
+    """The sum; a teacher may have written 0.5, or 0,5."""
+    return sum(_number(row) for row in rows)
+
+
+def _number(row: dict) -> float:
+    with contextlib.suppress(ValueError):
+        return float(row["points"].replace(",", "."))
+    sys.exit(
+        f"the points of {row['student']} for {row['exercise']} are no number: "
+        f"{row['points']!r}"
+    )
 
 
 def broken(rows: list[dict]) -> bool:
@@ -97,8 +111,9 @@ def students(
     for one in handed:
         mine = graded.get(one.name, [])
         if mine and mine[0]["state"] != NOT_GRADED:
-            books = student_of(one.name).books
-            books.setdefault(mine[0]["lesson"], []).append(one.name)
+            student, lesson = student_of(one.name), mine[0]["lesson"]
+            student.books.setdefault(lesson, []).append(one.name)
+            student.numbers.setdefault(lesson, set()).add(owners[one.name].number)
         else:
             others.append((one.name, mine[0]["said"] if mine else one.why_not))
     for name, why in others:
@@ -161,14 +176,21 @@ def _notes(student: Student, lessons: list[str], graded, roster: bool) -> list[s
         if len(books) > 1:
             others = ", ".join(books[:-1])
             told.append(f"{lesson}: counted {books[-1]}, not {others}")
+        if len(numbers := sorted(student.numbers.get(lesson, set()) - {""})) > 1:
+            told.append(f"{lesson}: several students of this name? {numbers}")
         if books and broken(graded[books[-1]]):
             told.append(f"{lesson}: {CANNOT_BE_READ}")
     return [*told, *_why(student, lessons)]
 
 
+def lacks(student: Student, lessons: list[str]) -> bool:
+    """Whether a student has no notebook of one of the lessons, or none at all."""
+    return not student.books or not all(student.books.get(x) for x in lessons)
+
+
 def _why(student: Student, lessons: list[str]) -> list[str]:
     """What of a student was not graded, if a lesson is missing."""
-    if all(student.books.get(x) for x in lessons):
+    if not lacks(student, lessons):
         return []
     if student.other:
         return [f"{path}: {why}" for path, why in student.other.items()]

@@ -29,7 +29,7 @@ def rows_of(job: Job, mark: str) -> list[dict]:
             "state": result.state,
             "points": str(points[name] if result.state == DONE else 0),
             "of": str(points.get(name, 0)),
-            "said": result.said,
+            "said": on_one_line(result.said),
             "file": mark,
         }
         for name, result in job.results.items()
