@@ -1,5 +1,6 @@
 """Figures for the lecture: how far the class is, and its commonest mistakes."""
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from course.teaching.grading import mistakes
 
 WIDE = (12, 6.75)  # inches: a slide of 16:9
 COLOURS = {DONE: BLUE, WRONG: RED, TO_DO: GREY}
-LETTERS = 125  # of a sentence, on a line
+LETTERS = 135  # of a sentence, on a line
 LINES = 2
+# What came back token for token: the table has it, and the hint behind it says more.
+_TOKENS = re.compile(r" yours \[[^]]*\] expected \[[^]]*\]\.?")
 
 
 def write(rows: list[dict], lesson: str, folder: Path) -> list[Path]:
@@ -62,8 +65,9 @@ def bars(told: list[tuple[str, int]], counts, name: str) -> Figure:
     ax = figure.add_subplot()
     ax.barh(range(len(told)), [n for _, n in told], height=0.22, color=RED)
     for place, (text, number) in enumerate(told):
+        text = _TOKENS.sub("", text)
         lines = textwrap.wrap(text, LETTERS, max_lines=LINES, placeholder=" ...")
-        style = {"fontsize": 11, "parse_math": False}
+        style = {"fontsize": 11, "parse_math": False, "in_layout": False}
         ax.text(0, place - 0.16, "\n".join(lines), va="bottom", **style)
         ax.text(number, place, f" {number}", va="center", weight="bold", **style)
     ax.set(ylim=(mistakes.MOST - 0.5, -0.75), xlim=(0, max(n for _, n in told) * 1.05))
