@@ -141,6 +141,15 @@ def test_a_student_is_found_in_the_list_by_number(tmp_path, kind, path, number):
     assert person.number == number
 
 
+def test_where_names_are_hidden_numbers_stand_for_them(tmp_path):
+    people = the_class(
+        tmp_path, "Identifier,Status\nParticipant 7,x\nParticipant 8,x\n"
+    )
+    path = "Participant_8_assignsubmission_file_/x.ipynb"
+    person = people.person_of(owners([path])[path])
+    assert (person.name, person.number) == ("Participant 8", "Participant 8")
+
+
 def test_two_of_one_name_are_told_apart_by_number_or_not_at_all(tmp_path):
     text = "name,id\nKim Lee,1001\nKim Lee,1002\n"
     people = the_class(tmp_path, text)

@@ -52,6 +52,9 @@ def read(path: Path) -> list[Person]:
         sys.exit(f"the roster {path} is empty")
     named = [" ".join(x.casefold().split()) for x in rows[0]]
     whole, first, last = (_place(named, x) for x in (WHOLE, FIRST, LAST))
+    numbers = [n for x in NUMBERS for n, name in enumerate(named) if name == x]
+    if whole is None and (first is None or last is None) and numbers:
+        whole = numbers[0]  # the platform hides the names
     if whole is None and (first is None or last is None):
         if len(rows[0]) > 1:
             sys.exit(
@@ -59,7 +62,6 @@ def read(path: Path) -> list[Person]:
                 f"one of these: {', '.join(WHOLE)}; or two: {FIRST[0]}, {LAST[0]}"
             )
         return [_person((row[0],), []) for row in rows]
-    numbers = [n for x in NUMBERS for n, name in enumerate(named) if name == x]
     people = []
     for row in rows[1:]:
         row += [""] * (len(named) - len(row))
