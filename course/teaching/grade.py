@@ -1,6 +1,7 @@
 """Grade a folder of notebooks, without nbgrader.
 
-    python start.py grade submissions --out grades.csv
+    python start.py grade submissions.zip --out grades.csv
+    python start.py grade submissions.zip --roster names.csv --report report
 
 The folder, or the zip archive that a learning platform exports, may hold notebooks of
 several lessons at any depth, and archives of them: `alice/04_top_k.ipynb`,
@@ -13,12 +14,19 @@ why it was left out. The CSV has a row for each notebook and exercise:
     points, of   the stars of the exercise's difficulty, if it is done, of how many
     said         the first sentence of the checks that failed
 
+`--report FOLDER` writes what else a teacher of many needs: totals, who is missing, the
+commonest mistakes as a table and as figures, equal answers, and feedback for each
+student (see `course.teaching.grading`). Moodle's and Canvas's names of files tell whose
+a notebook is; a student of several notebooks of a lesson has the last one counted, or
+the best: `--resubmissions best`.
+
 Rows are written as soon as a notebook is graded. Run the command again, after a stop or
 when more has come in, and only new and changed notebooks are graded.
 
 Each notebook runs in a process of its own, several at once. Of its cells only those run
 that are tagged `setup` or `exercise`; the checks come from this repository. A broken
 notebook costs its own rows only, and code that crashes or hangs its own exercise only.
+Two notebooks with the same code are graded once.
 On Linux torch is loaded once for all; elsewhere each process takes some seconds more,
 and only its time is limited, not its memory.
 
@@ -36,19 +44,16 @@ not trust in a container without a network, for example
 
 import argparse
 import contextlib
-import csv
 import hashlib
-import io
+import json
 import os
 import signal
 import sys
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
 
-from course.checks.explain import DONE, TO_DO, WRONG
 from course.kit.words import counted
 from course.paths import lesson_names, tests_of
 from course.saved import which
@@ -60,20 +65,59 @@ from course.teaching.grade_process import (
     Limits,
     Result,
     grade,
-    points_of,
 )
+from course.teaching.grading import folder as reports
+from course.teaching.grading import roster, standings, table
+from course.teaching.grading.owners import owners
 from course.teaching.submissions import CANNOT_READ, NOTEBOOK_MB, Handed, find
-
-NOT_GRADED = "not graded"
-COLUMNS = ["student", "lesson", "exercise", "state", "points", "of", "said", "file"]
 
 
 def main(arguments=None) -> int:
+    options = parsed(arguments)
+    people = roster.Roster(roster.read(options.roster)) if options.roster else None
+    limits = Limits(options.seconds, options.memory)
+    besides = not_theirs(options)
+    # So that no process is left running.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    try:
+        handed = find(options.folder, besides)
+        rows = grade_all(handed, options.out, options.jobs, limits)
+    except CannotGrade as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the same command goes on from what is in {options.out}")
+    table.print_summary(rows)
+    books = len({row["student"] for row in rows})
+    print(f"{counted(books, 'notebook')}, in {options.out}")
+    if people or options.totals or options.report:
+        hand_on(handed, rows, people, options)
+    return 0
+
+
+def parsed(arguments):
     parser = argparse.ArgumentParser(prog="python start.py grade")
     parser.add_argument(
         "folder", type=Path, help="or zip archive: holds the notebooks, at any depth"
     )
     parser.add_argument("--out", type=Path, default=Path("grades.csv"))
+    parser.add_argument(
+        "--roster", type=Path, metavar="CSV", help="the class: says who is missing"
+    )
+    parser.add_argument(
+        "--totals", type=Path, metavar="CSV", help="a row for each student"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="totals, who is missing, commonest mistakes, equal answers, feedback",
+    )
+    parser.add_argument(
+        "--resubmissions",
+        choices=[standings.LAST, standings.BEST],
+        default=standings.LAST,
+        help="which notebook of a student counts (%(default)s)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for a notebook (%(default)s)"
@@ -91,22 +135,20 @@ def main(arguments=None) -> int:
         parser.error(f"there is no folder and no zip archive {options.folder}")
     if min(options.jobs, options.seconds, options.memory) <= 0:
         parser.error("--jobs, --seconds and --memory must be above 0")
-    limits = Limits(options.seconds, options.memory)
-    # So that no process is left running.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    try:
-        rows = grade_folder(options.folder, options.out, options.jobs, limits)
-    except CannotGrade as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; the same command goes on from what is in {options.out}")
-    print_summary(rows)
-    books = len({row["student"] for row in rows})
-    print(f"{counted(books, 'notebook')}, in {options.out}")
-    return 0
+    if options.report and options.report.resolve() == options.folder.resolve():
+        parser.error("--report needs a folder of its own")
+    return options
 
 
-# --- a folder -------------------------------------------------------------------------
+def not_theirs(options) -> set[Path]:
+    """What this command writes, and the roster: no student's work, wherever it is."""
+    written = {options.out, table.reports_beside(options.out), options.roster}
+    written |= {options.totals, options.report}
+    found = {path.resolve() for path in written if path}
+    return found - set(options.folder.resolve().parents)  # --report .
+
+
+# --- grading --------------------------------------------------------------------------
 
 
 def grade_folder(
@@ -114,31 +156,92 @@ def grade_folder(
 ) -> list[dict]:
     """Grade what is new or changed in `folder`, `jobs` notebooks at a time; all rows,
     which are also in `out`. All values are texts."""
-    handed = find(folder, besides={out.resolve()})
+    besides = {out.resolve(), table.reports_beside(out).resolve()}
+    return grade_all(find(folder, besides), out, jobs, limits)
+
+
+def grade_all(
+    handed: list[Handed], out: Path, jobs: int = 1, limits: Limits | None = None
+) -> list[dict]:
+    """The same, of the files that were found."""
     found = {one.name: one for one in handed if not one.why_not}
     marks = {name: mark_of(one) for name, one in found.items()}
-    rows = rows_to_keep(out, marks)
-    write_rows(out, rows)
+    rows = table.rows_to_keep(out, marks)
+    table.write_rows(out, rows)
     graded = {row["student"] for row in rows}
     waiting = [name for name in found if name not in graded]
     tqdm.monitor_interval = 0  # no thread of its own: threads and forks do not mix
     often = 0.2 if sys.stderr.isatty() else 20
     bar = tqdm(total=len(waiting), unit=" notebooks", mininterval=often)
     asked = (submission(found[name]) for name in waiting)
-    with bar, out.open("a", encoding="utf-8", newline="") as file:
-        for job in grade(asked, jobs, limits):
-            new = rows_of(job, marks[job.name])
-            file.write(as_csv(new))  # all rows of a notebook at once
+    beside = table.reports_beside(out)
+    with (
+        bar,
+        out.open("a", encoding="utf-8", newline="") as file,
+        beside.open("a", encoding="utf-8") as said,
+    ):
+        for job in each_once(asked, jobs, limits):
+            new = table.rows_of(job, marks[job.name])
+            said.write(table.reports_line(job, marks[job.name]))
+            said.flush()
+            file.write(table.as_csv(new))  # all rows of a notebook at once
             file.flush()
             rows += new
             bar.update()
     order = {name: n for n, name in enumerate(found)}
     rows.sort(key=lambda row: order[row["student"]])  # stable: exercises keep theirs
-    write_rows(out, rows)
+    table.write_rows(out, rows)
+    table.keep_reports(beside, {(row["file"], row["lesson"]) for row in rows})
     for one in handed:
         if one.why_not:
-            print(_on_one_line(f"left out: {one.name}: {one.why_not}"))
+            print(table.on_one_line(f"left out: {one.name}: {one.why_not}"))
     return rows
+
+
+def each_once(asked, jobs: int, limits: Limits | None):
+    """Yield each job when it is graded. One with the same cells as an earlier one waits
+    for that, and gets its results."""
+    twins, done = {}, {}
+
+    def first_ones():
+        for job in asked:
+            same = (job.lesson, _cells(job.text)) if job.left() else job.name
+            if same not in twins:
+                twins[same] = []
+                done[job.name] = same
+                yield job
+            elif isinstance(twins[same], dict):  # its results
+                job.results = dict(twins[same])
+                yield job
+            else:
+                twins[same].append(job)
+
+    for job in grade(first_ones(), jobs, limits):
+        yield job
+        same = done.get(job.name)
+        if same is not None:
+            waiting, twins[same] = twins[same], job.results
+            for twin in waiting:
+                twin.results = dict(job.results)
+                yield twin
+
+
+def _cells(text: str) -> str:
+    """A digest of what matters to the checks: what stands in the cells, their tags."""
+    broken = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    with contextlib.suppress(*broken):
+        book = json.loads(text)
+        cells = [
+            (
+                x["cell_type"],
+                x.get("id"),
+                "".join(x["source"]),
+                x["metadata"].get("tags"),
+            )
+            for x in book["cells"]
+        ]
+        text = json.dumps([book.get("nbformat"), cells])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def submission(handed: Handed) -> Job:
@@ -153,10 +256,7 @@ def submission(handed: Handed) -> Job:
                 return Job(handed.name, lesson, text)
         except CANNOT_READ as error:
             problem = f"the file cannot be read: {error}"
-    return Job(handed.name, results={"": Result(NOT_GRADED, problem)})
-
-
-# --- the table ------------------------------------------------------------------------
+    return Job(handed.name, results={"": Result(table.NOT_GRADED, problem)})
 
 
 @lru_cache
@@ -174,90 +274,29 @@ def mark_of(handed: Handed) -> str:
     return digest.hexdigest()[:16]
 
 
-def rows_of(job: Job, mark: str) -> list[dict]:
-    points = points_of(job.lesson)
-    return [
-        {
-            "student": job.name,
-            "lesson": job.lesson,
-            "exercise": name,
-            "state": result.state,
-            "points": str(points[name] if result.state == DONE else 0),
-            "of": str(points.get(name, 0)),
-            "said": result.said,
-            "file": mark,
-        }
-        for name, result in job.results.items()
-    ]
+# --- what is handed on ----------------------------------------------------------------
 
 
-def rows_to_keep(out: Path, marks: dict[str, str]) -> list[dict]:
-    """The rows of an earlier run whose notebook is there, unchanged, with all its
-    exercises (the last rows of a run that was killed may be cut off)."""
-    if not out.exists():
-        return []
-    with out.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            sys.exit(
-                f"{out} is there, and this command did not write it: its columns are "
-                f"{reader.fieldnames}. Give another --out, or move that file away."
-            )
-        rows = [{k: _from_cell(v or "") for k, v in row.items() if k} for row in reader]
-    rows = [row for row in rows if marks.get(row["student"]) == row["file"]]
-    counted = Counter(row["student"] for row in rows)
-    return [
-        row
-        for row in rows
-        if counted[row["student"]] == max(1, len(points_of(row["lesson"])))
-    ]
+def hand_on(handed: list[Handed], rows: list[dict], people, options):
+    """Write the totals and the report, and say who is missing."""
+    whose = owners([one.name for one in handed])
+    found = standings.students(handed, whose, rows, people, options.resubmissions)
+    columns, totals = standings.totals(found, rows, bool(people))
+    places = [options.totals, options.report and options.report / "totals.csv"]
+    for place in filter(None, places):
+        table.write_rows(place, totals, columns)
+    if options.report:
+        files = {one.name: one for one in handed}
+        said = table.read_reports(table.reports_beside(options.out))
 
+        def text_of(path):
+            return which.text_of(files[path].read())
 
-def as_csv(rows: list[dict], head: bool = False) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    if head:
-        writer.writeheader()
-    writer.writerows({k: _to_cell(v) for k, v in row.items()} for row in rows)
-    return text.getvalue()
-
-
-_FORMULA = tuple("=+-@'")
-
-
-def _to_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula, on one line, valid in UTF-8."""
-    text = _on_one_line(text)
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _on_one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _from_cell(text: str) -> str:
-    return text[1:] if text[:1] == "'" else text
-
-
-def write_rows(out: Path, rows: list[dict]):
-    """The whole file, or nothing of it. It begins with the mark by which Excel knows
-    UTF-8."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8-sig", newline="") as file:
-        file.write(as_csv(rows, head=True))
-    os.replace(part, out)
-
-
-def print_summary(rows: list[dict]):
-    totals = {}
-    for row in rows:
-        counted = totals.setdefault((row["lesson"], row["exercise"]), Counter())
-        counted[row["state"]] += 1
-    width = max((len(" ".join(key)) for key in totals), default=0)
-    for key in sorted(totals, key=lambda key: key[0]):
-        told = [f"{totals[key][s]:4} {s}" for s in (DONE, WRONG, TO_DO, NOT_GRADED)]
-        print(f"{' '.join(key):{width}}  " + " ".join(told[: 3 if key[1] else 4]))
+        reports.write(options.report, found, rows, said, handed, whose, text_of)
+    print(", ".join([counted(len(found), "student"), *map(str, filter(None, places))]))
+    for row in standings.missing(found, rows):
+        told = f"missing: {row['student']} {row['id']}".rstrip()
+        print(table.on_one_line(f"{told}: {row['lesson']}: {row['why']}"))
 
 
 if __name__ == "__main__":

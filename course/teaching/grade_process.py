@@ -43,7 +43,7 @@ LOADING = 75.0  # for the cells themselves, each of which may take 60 s
 MEMORY_GB = 2.0  # on top of what Python, torch and the checks take
 REPORT_BYTES = 10_000_000  # more is not read
 FILE_MB = 100  # the largest file that students' code may write
-SAID = 300  # characters
+SAID = 500  # characters
 TICK = 0.02  # seconds between two looks at the running processes
 
 

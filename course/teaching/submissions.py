@@ -6,6 +6,8 @@ Nothing is unpacked to the disk: a member of an archive is read into memory, one
 time, and no further than the limits below.
 """
 
+import contextlib
+import datetime
 import io
 import json
 import re
@@ -13,7 +15,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from course.saved import which
@@ -43,17 +45,19 @@ class _Room:
 @dataclass(frozen=True)
 class Handed:
     """A file that was handed in. `name`: its path as a teacher sees it, archives
-    included; `why_not`: why it is left out, "" where it is to be graded."""
+    included; `why_not`: why it is left out, "" where it is to be graded; `when`: its
+    time, in seconds, as its folder or its archive has it."""
 
     name: str
     size: int = 0
     read: Callable[[], bytes] = bytes
     why_not: str = ""
+    when: float = 0.0
 
 
 def find(source: Path, besides: set[Path] = frozenset()) -> list[Handed]:
     """All files of a folder, or of a zip archive, in order; each under its own name.
-    besides: files that are not the students'."""
+    besides: files and folders that are not the students'."""
     if source.is_dir():
         handed = _of_folder(source, besides)
     else:
@@ -63,7 +67,7 @@ def find(source: Path, besides: set[Path] = frozenset()) -> list[Handed]:
         seen[one.name] = seen.get(one.name, 0) + 1
         if seen[one.name] > 1:  # an archive can hold two files of one name
             number = f"{one.name} ({seen[one.name]})"
-            one = Handed(number, one.size, one.read, one.why_not)
+            one = replace(one, name=number)
         found.append(one)
     return sorted(found, key=lambda one: one.name)
 
@@ -73,13 +77,13 @@ def _of_folder(folder: Path, besides) -> Iterator[Handed]:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             yield Handed(name, why_not="it is a link")
-        elif path.is_file() and path.resolve() not in besides:
-            yield from _files(
-                name, path.stat().st_size, lambda p=path: p.open("rb"), _Room()
-            )
+        elif path.is_file() and not besides & {path.resolve(), *path.resolve().parents}:
+            about = path.stat()
+            opened = lambda p=path: p.open("rb")  # noqa: E731
+            yield from _files(name, about.st_size, opened, _Room(), about.st_mtime)
 
 
-def _files(name: str, size: int, opened, room: _Room) -> Iterator[Handed]:
+def _files(name: str, size: int, opened, room, when: float) -> Iterator[Handed]:
     """A file, or those in it if it is an archive. opened(): the file, to be read."""
     parts = PurePosixPath(name).parts
     if _OF_PROGRAMS & set(parts) or parts[-1].startswith("._"):
@@ -89,7 +93,7 @@ def _files(name: str, size: int, opened, room: _Room) -> Iterator[Handed]:
     elif re.search(r"\.ipynb(\.json|\.txt)?$", name, re.IGNORECASE) or _is_notebook(
         size, opened
     ):
-        yield Handed(name, size, lambda: _content(opened))
+        yield Handed(name, size, lambda: _content(opened), when=when)
     else:
         yield Handed(name, why_not="it is neither a notebook nor a zip archive")
 
@@ -152,8 +156,16 @@ def _member(name: str, info: zipfile.ZipInfo, opened, room) -> Iterator[Handed]:
         yield Handed(name, why_not=f"it is larger than {ARCHIVE_MB} MB")
     else:
         yield from _files(
-            name, info.file_size, lambda: _opened_member(info, opened), room
+            *(name, info.file_size, lambda: _opened_member(info, opened), room),
+            when=_when(info),
         )
+
+
+def _when(info: zipfile.ZipInfo) -> float:
+    """An archive has no time zone: only its own files can be compared."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.datetime(*info.date_time).timestamp()
+    return 0.0
 
 
 def _opened_member(info: zipfile.ZipInfo, opened) -> io.BytesIO:

@@ -6,7 +6,14 @@ import textwrap
 import pytest
 
 from course.making import bench
-from course.making.benchmarks import lesson, machine, processes, prompts, table
+from course.making.benchmarks import (
+    grading,
+    lesson,
+    machine,
+    processes,
+    prompts,
+    table,
+)
 from course.paths import SOLUTIONS
 from course.saved import books
 
@@ -319,3 +326,14 @@ def test_the_machine_is_named_with_its_threads_and_versions():
     assert f"{machine.processors()} processors" in said
     assert "torch " in said
     assert "numba " in said
+
+
+def test_the_class_that_is_graded_has_no_two_equal_notebooks():
+    """Else one of them would be graded for both."""
+    made = [grading.notebook("04_top_k", n) for n in range(30)]
+    assert len(set(made)) == 30
+    stub = "raise NotImplementedError"
+    stubs = [text.count(stub) for text in made[:10]]
+    assert stubs[:6] == [0] * 6
+    assert min(stubs[6:8]) >= 3
+    assert "return None" in made[8]
