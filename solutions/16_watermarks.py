@@ -39,6 +39,7 @@ def seed_of(key: int, context: list[int]) -> int:
 import matplotlib.pyplot as plt
 from transformers import (
     LogitsProcessorList,
+    SynthIDTextWatermarkLogitsProcessor,
     WatermarkDetector,
     WatermarkingConfig,
 )
@@ -214,36 +215,36 @@ class Watermark(LogitsProcessor):
 check(Watermark)
 
 # %% [markdown]
-# Token for token what `transformers` writes? **Predict:** in which of these four lines will the
+# Token for token what `transformers` writes? **Predict:** in which of these three lines will the
 # two differ? (Its own watermark comes with `watermarking_config`; ours goes in as any processor.)
 
 # %%
-ids = tokenizer("Once upon a time there was a", return_tensors="pt").to(model.device)
-start = ids.input_ids.shape[1]
-theirs = WatermarkingConfig(bias=2.0, greenlist_ratio=GAMMA, hashing_key=KEY)
-settings = {
-    "greedy": {"do_sample": False},
-    "sampled": {"do_sample": True, "top_k": 0},
-    "temperature 0.5": {"do_sample": True, "top_k": 0, "temperature": 0.5},
-    "top-k 5": {"do_sample": True, "top_k": 5},
-}
-for name, options in settings.items():
+prompt = tokenizer("Once upon a time there was a", return_tensors="pt").to(model.device)
+start = prompt.input_ids.shape[1]
+config = WatermarkingConfig(bias=2.0, greenlist_ratio=GAMMA, hashing_key=KEY)
+hows = (
+    {"logits_processor": LogitsProcessorList([Watermark(2.0, GAMMA, KEY)])},
+    {"watermarking_config": config},
+)
+for name, options in {
+    "plain sampling": {"top_k": 0},
+    "temperature 0.5": {"top_k": 0, "temperature": 0.5},
+    "top-k 3": {"top_k": 3},
+}.items():
+    options |= {"do_sample": True, "max_new_tokens": 6, "pad_token_id": 0}
     made = []
-    for mark in (
-        {"logits_processor": LogitsProcessorList([Watermark(2.0, GAMMA, KEY)])},
-        {"watermarking_config": theirs},
-    ):
-        torch.manual_seed(0)
-        options |= {"max_new_tokens": 12, "pad_token_id": tokenizer.pad_token_id}
-        made.append(model.generate(**ids, **options, **mark)[0, start:])
-    print(f"{name:16} the same: {torch.equal(*made)}   {tokenizer.decode(made[0])!r}")
+    for how in hows:
+        torch.manual_seed(1)
+        made.append(model.generate(**prompt, **options, **how)[0, start:])
+    print(f"{name:16} the same: {torch.equal(*made)}", end="   ")
+    print(" | ".join(repr(tokenizer.decode(new)) for new in made))
 
 # %% [markdown]
 # The last two. `transformers` adds its bias *after* the temperature and all filters, while a
 # processor of yours runs *before* them (lesson 06: the order matters). Before a temperature of
 # 0.5 a bias of 2 counts as 4. Before top-k it lifts green tokens into the top k; behind it, it
-# can only choose among those that are left. Neither is wrong; both make a mark that
-# the same detector finds. They are not the same strength, though.
+# can only choose among those that are left. Neither is wrong, and the same detector finds both.
+# They are not the same strength, though.
 #
 # ## 3. Counting green
 #
@@ -350,33 +351,33 @@ def detect(
 check(detect)
 
 # %% [markdown]
-# Is it `transformers`' number? And what does a marked text look like? The eight prompts are
-# beginnings of texts that people wrote (lesson 08), 24 tokens each. Several *rules* write at
-# once, in one batch, and `Surprisal` notes how likely the model itself found each token.
+# Is it `transformers`' number? For that we need texts. The eight prompts are beginnings of what
+# people wrote (lesson 08), 24 tokens each. Several *rules* write at once, in one batch.
 
 # %%
-PROMPT, NEW = 24, 50
+PROMPT, NEW = 24, 36
 rows = [tokenizer(text).input_ids[: PROMPT + NEW] for text in human_texts()]
 human = torch.tensor(rows, device=model.device)  # (8, PROMPT + NEW)
 prompts = human[:, :PROMPT]
 
 
-def written(rules, ids=prompts, new=NEW, watch=None):
-    """{name: the texts `ids`, continued under its rule}, all in one batch, sampled.
+def written(rules, new=NEW, watch=None):
+    """{name: the prompts, continued under its rule}, all in one batch, sampled.
 
-    A rule makes other logits of (ids, logits). `watch` sees both first.
+    A rule makes other logits of (ids, logits). `watch` sees ids, logits and the others.
     """
 
     def each(ids, logits):
-        if watch:
-            watch(ids, logits)
         logits = logits.clone()
         logits[:, model.config.eos_token_id] = float("-inf")  # all are `new` long
         parts = zip(rules, ids.chunk(len(rules)), logits.chunk(len(rules)), strict=True)
-        return torch.cat([rules[name](i, x) for name, i, x in parts])
+        changed = torch.cat([rules[name](i, x) for name, i, x in parts])
+        if watch:
+            watch(ids, logits, changed)
+        return changed
 
     torch.manual_seed(0)
-    batch = ids.repeat(len(rules), 1)
+    batch = prompts.repeat(len(rules), 1)
     out = model.generate(
         batch,
         attention_mask=torch.ones_like(batch),
@@ -389,62 +390,91 @@ def written(rules, ids=prompts, new=NEW, watch=None):
     return dict(zip(rules, out.chunk(len(rules)), strict=True))
 
 
+# %% [markdown]
+# Without a mark, and with three strengths of it. On the way we note what sections 5 and 8 need: the
+# surprisal of each token for the model itself, and what the bias does to the distribution at each
+# step, from p to q.
+
+
 # %%
 def plain(ids, logits):
     return logits
 
 
-rules = {"plain": plain} | {
-    f"bias {bias}": Watermark(bias, GAMMA, KEY) for bias in (1, 2, 4)
-}
-watch = Surprisal()
+surprisal, seen = Surprisal(), []
+
+
+def watch(ids, logits, changed):
+    surprisal(ids, logits)
+    p, q = logits.softmax(-1), changed.softmax(-1)
+    cost = (p - q) * logits.log_softmax(-1).clamp(min=-1e9)  # (0 times -inf is nan)
+    measures = {
+        "entropy": torch.special.entr(p),  # of what the model wants, in nats
+        "green": q * (changed > logits),  # the probability of a green token
+        "cost": cost,  # by how much the bias raises the expected surprisal
+        "overlap": torch.minimum(p, q),
+    }
+    seen.append({name: x.sum(-1).cpu() for name, x in measures.items()})
+
+
+biases = {f"bias {bias}": Watermark(bias, GAMMA, KEY) for bias in (1, 2, 4)}
+rules = {"no mark": plain} | biases
 texts = {"human": human} | written(rules, watch=watch)
-noted = watch.of(torch.cat([texts[name] for name in rules])).chunk(len(rules))
-perplexity = {
-    name: math.exp(x.mean().item()) for name, x in zip(rules, noted, strict=True)
-}
 
 # %%
-theirs = WatermarkDetector(
-    model.config,
-    model.device.type,
-    WatermarkingConfig(bias=2.0, greenlist_ratio=GAMMA, hashing_key=KEY),
-    ignore_repeated_ngrams=True,
+detector = WatermarkDetector(
+    model.config, model.device.type, config, ignore_repeated_ngrams=True
 )
 scores = {
     name: [detect(row, KEY, VOCAB, GAMMA, PROMPT) for row in texts[name]]
     for name in texts
 }
 for name, mine in scores.items():
-    z = theirs(texts[name][:, PROMPT:], return_dict=True).z_score
-    gap = max(abs(a - b) for a, b in zip(mine, z, strict=True))
+    theirs = detector(texts[name][:, PROMPT:], return_dict=True).z_score
+    gap = max(abs(a - b) for a, b in zip(mine, theirs, strict=True))
     shown = " ".join(f"{x:4.1f}" for x in mine)
     print(f"{name:7} z: {shown}   as WatermarkDetector: {gap < 1e-6}")
 
 # %% [markdown]
-# One text without a mark, and its twin with one. Green tokens are dark:
+# The same number for each text. (On a GPU the last column says False: `transformers` then makes
+# other lists.) One text without a mark, and its twin with one; green tokens are dark:
 
 
 # %%
 def strip(ax, row, per_row=10):
     answer = row[PROMPT - 1 : PROMPT + 30].tolist()
     pairs = list(zip(answer, answer[1:], strict=False))
-    green = [b in green_ids(a, KEY, VOCAB, GAMMA) for a, b in pairs]
+    green = [float(b in green_ids(a, KEY, VOCAB, GAMMA)) for a, b in pairs]
     labels = [figures.token_label(tokenizer, b) for _, b in pairs]
-    figures.token_strip(ax, labels, [float(x) for x in green], per_row, "Greens", "", 1)
+    figures.token_strip(ax, labels, green, per_row, "Greens", vmax=1)
 
 
 fig, axes = plt.subplots(2, 1, figsize=(8.4, 3.4))
-for ax, name in zip(axes, ("plain", "bias 2"), strict=True):
+for ax, name in zip(axes, ("no mark", "bias 2"), strict=True):
     strip(ax, texts[name][6])
-    ax.set_title(f"{name}: z = {scores[name][6]:.1f} over {NEW} tokens")
+    ax.set_title(f"{name}: z = {scores[name][6]:.1f} over {NEW - 1} pairs")
+for colorbar in fig.axes[2:]:
+    colorbar.remove()
 plt.show()
 
 # %% [markdown]
+# Now let someone score the prompt, too: MarkLLM, a toolkit with many watermarks, returns prompt and
+# answer as one text, and its README passes that on to the detector (issue 65 there).
+# **Predict:** what does it do to the z of a marked answer?
+
+# %%
+whole = [detect(row, KEY, VOCAB, GAMMA, 0) for row in texts["bias 2"]]
+print("the answer alone     ", " ".join(f"{z:4.1f}" for z in scores["bias 2"]))
+print("with a prompt of 24  ", " ".join(f"{z:4.1f}" for z in whole))
+
+# %% [markdown]
+# Every z falls: the prompt adds pairs that nobody marked. (Mostly; and if the prompt is a marked
+# text that somebody pasted, z rises, and an answer without a mark is called marked.)
+#
 # ## 4. What chance does
 #
 # Is a z of 2 much? If the score of unmarked texts follows the normal distribution, one text in 44
-# has a z above 2. That is a claim about texts without a mark, so test it on such texts: a
+# has a z above 2. That is a claim about texts without a mark, so try it on such texts: a
 # thousand random ones, on a vocabulary of 500 so that it is quick. Then a thousand that repeat
 # themselves, as models like to do: ten random tokens, five times.
 #
@@ -455,31 +485,37 @@ generator = torch.Generator().manual_seed(0)
 fresh = torch.randint(1, 500, (1000, 50), generator=generator)
 loops = torch.randint(1, 500, (1000, 10), generator=generator).repeat(1, 5)
 null = {
-    "random tokens": [detect(row, 7, 500, 0.25, 0) for row in fresh],
-    "loops, each pair once": [detect(row, 7, 500, 0.25, 0) for row in loops],
-    "loops, all pairs": [detect(row, 7, 500, 0.25, 0, False) for row in loops],
+    "random tokens": [detect(row, 7, 500, GAMMA, 0) for row in fresh],
+    "loops, each pair once": [detect(row, 7, 500, GAMMA, 0) for row in loops],
+    "loops, every pair": [detect(row, 7, 500, GAMMA, 0, False) for row in loops],
 }
 for name, z in null.items():
     z = torch.tensor(z)
-    above = (z > 2).float().mean()
-    print(f"{name:22} mean {z.mean():5.2f}   sd {z.std():.2f}   above 2: {above:.1%}")
+    share = (z > 2).float().mean()
+    print(f"{name:22} mean {z.mean():5.2f}   sd {z.std():.2f}   above 2: {share:.1%}")
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.5), sharex=True, sharey=True)
-grid = torch.linspace(-6, 7, 200)
-for ax, (name, z) in zip(axes, null.items(), strict=True):
-    ax.hist(z, bins=[x / 2 - 6.25 for x in range(28)], density=True, color=figures.SKY)
-    ax.plot(grid, (-(grid**2) / 2).exp() / math.sqrt(2 * math.pi), color=figures.BLACK)
-    ax.set(title=name, xlabel="z of unmarked texts")
-axes[0].set_ylabel("density")
+fig, ax = plt.subplots(figsize=(6.5, 3))
+grid = torch.linspace(-1, 7, 161)
+for name, z in null.items():
+    z = torch.tensor(z)
+    ax.plot(grid, [(z > x).float().mean() for x in grid], label=name)
+normal = torch.special.erfc(grid / 2**0.5) / 2
+ax.plot(grid, normal, "--", color=figures.GREY, label="normal distribution")
+ax.set(yscale="log", ylim=(1e-3, 1), xlabel="x", ylabel="share of texts with z > x")
+ax.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# TEXT.
+# The spread. Random tokens follow the normal curve. Where every pair counts, five equal coins are
+# counted as five coins: the standard deviation is √5 times as large, and a fifth of all
+# *unmarked* loops has a z above 2. That accuses people whose only fault is that their text
+# repeats itself: a table, a poem, code. `transformers` counts every pair unless you ask for
+# `ignore_repeated_ngrams=True`.
 #
-# The reliable way to a probability does not need the normal distribution at all: compare the
-# score with scores of texts that have no mark for certain. The share of them that reaches it is
-# the *p-value*: how often does chance do as well?
+# Counting once mends the spread. With only ten pairs, the normal curve is still a rough guess: z
+# moves in steps of 0.7. There is a way to a probability without that curve: compare with scores
+# of texts that have no mark for certain. The share that does as well is the *p-value*.
 
 # %% [markdown]
 # ### Exercise 16.5 · `p_value`
@@ -496,9 +532,8 @@ plt.show()
 # With a score of 9: 1/5 = 0.2. Without any other score: 1, since nothing is known.
 #
 # <details><summary>Hint 1</summary>A score that is equal counts: it did as well.</details>
-# <details><summary>Hint 2</summary>NaN is larger than nothing, and so it would be counted as
-# small, in silence. Raise a <code>ValueError</code> instead, for it in either
-# place.</details>
+# <details><summary>Hint 2</summary>Every comparison with NaN is false, so a NaN would count as
+# small, in silence. Raise a <code>ValueError</code> instead, wherever it stands.</details>
 
 
 # %% tags=["exercise"]
@@ -520,57 +555,122 @@ def p_value(score: float, null_scores: list[float]) -> float:
 check(p_value)
 
 # %% [markdown]
-# Where do unmarked texts come from? The best ones are the text itself, scored with *other* keys:
-# it has their mark for certain not, and has the same length and the same repetitions. Three texts,
-# 99 other keys:
+# Where do unmarked texts come from? A neat source is the text itself, scored with *other* keys: of
+# those it has no mark for certain, and its length and its repetitions are the same. A marked text,
+# one by a person, and a loop with every pair counted. (Of the eight beginnings, five times their
+# first ten tokens, it is the loop with the largest z: an unlucky one.)
 
 # %%
-others = range(1, 100)
-loop = prompts[:1, :10].repeat(1, 5)
-for name, row, once in (
-    ("bias 2", texts["bias 2"][6, PROMPT:], True),
-    ("human", human[6, PROMPT:], True),
-    ("a loop", loop, False),
+chains = [row[:10].repeat(5) for row in prompts]
+unlucky = max(chains, key=lambda row: detect(row, KEY, VOCAB, GAMMA, 0, False))
+for name, row, once, keys in (
+    ("bias 2", texts["bias 2"][6, PROMPT:], True, range(1, 50)),
+    ("human", human[6, PROMPT:], True, range(1, 50)),
+    ("a loop", unlucky, False, range(1, 200)),
 ):
     z = detect(row, KEY, VOCAB, GAMMA, 0, once)
-    p = p_value(z, [detect(row, key, VOCAB, GAMMA, 0, once) for key in others])
-    print(f"{name:7} z {z:5.2f}   p from z {math.erfc(z / 2**0.5) / 2:.4f}   p {p:.2f}")
+    null_scores = [detect(row, key, VOCAB, GAMMA, 0, once) for key in keys]
+    curve = math.erfc(z / 2**0.5) / 2
+    print(f"{name:7} z {z:5.2f}   p by the normal curve {curve:.1e}", end="   ")
+    print(f"p by {len(keys)} keys {p_value(z, null_scores):.3f}", end="   ")
+    print(f"largest of theirs {max(null_scores):.1f}")
 
 # %% [markdown]
-# TEXT
+# TEXT4
 #
-# ## 5. What it costs, and how long it takes
+# ## 5. Length, strength, price
+#
+# **Predict:** from 9 tokens to 36, how much does z grow? And of a text of which a third was
+# replaced, how much of z is left? (Here 30% of the marked answer's tokens are replaced by those
+# at the same places of the unmarked one.)
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3))
-lengths = [5, 10, 20, 30, 40, 50]
-edits = torch.rand(8, NEW, generator=generator) < 0.3
+replaced = torch.rand(8, NEW, generator=generator) < 0.3
 edited = texts["bias 2"].clone()
-edited[:, PROMPT:][edits] = texts["plain"][:, PROMPT:][edits]
-texts["30% replaced"] = edited
-for name in ("bias 2", "30% replaced", "plain", "human"):
-    z = torch.tensor(
+edited[:, PROMPT:][replaced] = texts["no mark"][:, PROMPT:][replaced]
+texts["bias 2, 30% replaced"] = edited
+lengths = [4, 9, 16, 25, 36]
+growth = {
+    name: torch.tensor(
         [
             [detect(row[: PROMPT + n], KEY, VOCAB, GAMMA, PROMPT) for n in lengths]
             for row in texts[name]
         ]
     )
-    left.plot(lengths, z.mean(0), "o-", label=name)
-    left.fill_between(lengths, z.amin(0), z.amax(0), alpha=0.1)
-left.set(xlabel="tokens of the answer", ylabel="z (mean, least to largest of 8)")
-left.legend()
-names = list(rules)
-mean_z = [sum(scores[name]) / 8 for name in names]
-right.plot(mean_z, [perplexity[name] for name in names], "o-")
-for name, x in zip(names, mean_z, strict=True):
-    right.annotate(name, (x, perplexity[name]))
-right.set(xlabel="mean z of 50 tokens", ylabel="perplexity")
+    for name in ("bias 2", "bias 2, 30% replaced", "no mark", "human")
+}
+for name, z in growth.items():
+    shown = "  ".join(f"{n}: {x:.1f}" for n, x in zip(lengths, z.mean(0), strict=True))
+    print(f"{name:21} mean z   {shown}")
+
+# %% [markdown]
+# What does the mark cost? A text's perplexity is a noisy number with eight texts of 40 tokens. But
+# at each step we had both distributions: p, what the model wants, and q, with the bias. So the
+# *expected* surprisal under both is known exactly, and the difference is the price of that step.
+
+# %%
+noted = surprisal.of(torch.cat([texts[name] for name in rules])).mean(-1)  # (32,)
+each = dict(zip(rules, noted.chunk(len(rules)), strict=True))  # one for each text
+steps = {
+    name: {what: torch.stack([step[what][part] for step in seen]) for what in seen[0]}
+    for name, part in zip(rules, torch.arange(32).chunk(len(rules)), strict=True)
+}  # name -> measure -> (NEW, 8)
+for name in rules:
+    cost = steps[name]["cost"].mean(0)  # of each text
+    error = cost.std().item() / len(cost) ** 0.5
+    print(f"{name:8} perplexity {each[name].mean().exp():4.1f}", end="   ")
+    print(f"cost {cost.mean():.2f} nats a token (standard error {error:.2f})")
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+for (name, z), style in zip(growth.items(), ("o-", "s-", "^-", "v-"), strict=True):
+    left.plot(lengths, z.mean(0), style, label=name)
+    if name in ("bias 2", "no mark"):
+        colour = left.lines[-1].get_color()
+        left.fill_between(lengths, z.amin(0), z.amax(0), color=colour, alpha=0.12)
+left.set(xlabel="tokens of the answer", ylabel="z", title="z against length")
+left.legend(fontsize=8, loc="upper left")
+mean_z = [sum(scores[name]) / 8 for name in rules]
+price = [steps[name]["cost"].mean().item() for name in rules]
+right.plot(mean_z, price, "o-")
+for name, x, y in zip(rules, mean_z, price, strict=True):
+    right.annotate(name, (x, y), (-6, 5), textcoords="offset points", ha="right")
+right.set(xlim=(-3, 11), ylim=(-0.05, 1.15 * max(price)), title="the price of z")
+right.set(xlabel=f"mean z of {NEW} tokens", ylabel="cost in nats a token")
 plt.show()
 
 # %% [markdown]
-# ## 6. A mark that costs nothing, at one token
+# TEXT5 (The lines are means of eight texts, the shades go from the least to the largest.)
 #
-# TEXT
+# Where does the mark sit? For each step of the "bias 2" texts, how unsure was the model, and how
+# likely was a green token? **Predict** the left end, where the model is nearly sure.
+
+# %%
+fig, ax = plt.subplots(figsize=(5.6, 3))
+entropy, green = (steps["bias 2"][what].flatten() for what in ("entropy", "green"))
+ax.plot(entropy, green, ".", alpha=0.5)
+ax.axhline(GAMMA, color=figures.GREY, linestyle="--")
+ax.annotate("γ: without a mark", (8.6, GAMMA + 0.03), ha="right", color=figures.GREY)
+ax.set(xlabel="entropy of the step in nats", ylabel="probability of a green token")
+ax.set(xlim=(0, None), ylim=(-0.02, 1.02))
+plt.show()
+for low, high in ((0, 1), (1, 3), (3, 5), (5, 11)):
+    here = (entropy >= low) & (entropy < high)
+    print(f"entropy {low} to {high:2}: {here.sum():3} steps", end="   ")
+    print(f"green on average with {green[here].mean():.2f}")
+
+# %% [markdown]
+# TEXT6
+#
+# ## 6. A mark in the dice
+#
+# A bias changes what the model says. Must it? A sampler needs random numbers, and nobody can tell
+# random numbers from those that a key and a good hash make (Aaronson, 2022). Draw with *those*: the
+# token is one that the model may well have drawn, with its right probability. Whoever has the key
+# makes the same numbers again, and sees that the text follows them.
+#
+# Lesson 03's race is made for it: E/p for each token, with E from Exp(1), and the smallest
+# wins. In papers it is called the *Gumbel* watermark, after the same race in logarithms.
 
 # %% [markdown]
 # ### Exercise 16.6 · `gumbel_pick`
@@ -624,6 +724,25 @@ def gumbel_pick(logits: torch.Tensor, context: torch.Tensor, key: int) -> torch.
 
 # %% tags=["check"]
 check(gumbel_pick)
+
+# %% [markdown]
+# Two runs of one prompt, with other seeds. **Predict:** are the texts the same?
+
+# %%
+logits = model(prompts[:1]).logits[0, -1].detach()
+for seed in (1, 2):
+    torch.manual_seed(seed)
+    keyed = gumbel_pick(logits.repeat(5, 1), prompts[:1, -4:].repeat(5, 1), KEY)
+    drawn = multinomial_from_scratch(logits.softmax(-1).repeat(5, 1))
+    print("keyed:  ", [tokenizer.decode(i) for i in keyed])
+    print("sampled:", [tokenizer.decode(i) for i in drawn])
+
+# %% [markdown]
+# The keyed draw has no luck left: the same context gives the same token, whatever the seed. Each
+# single token comes with its right probability *over keys*, but the key is fixed. Ask the same
+# question twice and you get the same answer; `n` samples are one (lesson 10: no vote, no
+# best of n). That is the price here. The wider the context, the rarer it comes again: four ids are
+# a common choice.
 
 # %% [markdown]
 # ### Exercise 16.7 · `gumbel_score`
@@ -680,7 +799,13 @@ check(gumbel_score)
 # %% [markdown]
 # ## 7. A tournament
 #
-# TEXT
+# SynthID-Text (Dathathri et al., Nature 2024) stands between the two. A hash of the context, the
+# key and a token gives that token a number g, 0 or 1, in each of several layers. Draw tokens from
+# the model, and let them play: in each layer two meet, and the one with the larger g goes on. The
+# winner is likely to have many ones. The detector counts ones: half of them without a mark.
+#
+# Nobody needs to draw 2³⁰ tokens for 30 layers. What the matches do to the distribution can be
+# computed.
 
 # %% [markdown]
 # ### Exercise 16.8 · `tournament`
@@ -699,6 +824,8 @@ check(gumbel_score)
 # <details><summary>Hint 1</summary>Both cases in one: p · (1 + g - m).</details>
 # <details><summary>Hint 2</summary>m belongs to the p of its own layer: compute it anew
 # for each row of g, in order.</details>
+# <details><summary>Hint 3</summary>In floats m may come out as 1.0000001, and then 1 - m is below
+# 0. No probability is: <code>.clamp(min=0)</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -706,18 +833,293 @@ def tournament(probs: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """The distribution of the winner, after a layer for each row of g, from first to last.
 
     probs: (vocab,) float32 or float64, sums to 1. g: (layers, vocab), 0 or 1, of any
-    dtype, bool included. Returns a new (vocab,) of the dtype of probs; without layers,
-    a copy. Raises ValueError for other values in g.
+    dtype, bool included. Returns a new (vocab,) of the dtype of probs, nowhere below 0;
+    without layers, a copy. Raises ValueError for other values in g.
     """
     ### BEGIN SOLUTION
     if not ((g == 0) | (g == 1)).all():
         raise ValueError("g must be 0 or 1")
     winner = probs.clone()
     for layer in g.to(probs.dtype):
-        winner = winner * (1 + layer - (winner * layer).sum())
+        winner = winner * (1 + layer - (winner * layer).sum()).clamp(min=0)
     return winner
     ### END SOLUTION
 
 
 # %% tags=["check"]
 check(tournament)
+
+# %% [markdown]
+# One layer of `transformers`' own processor, on the real model, against yours. Its g come from
+# its own hash (`compute_ngram_keys`), of the last `ngram_len - 1` ids and the token. **Predict**:
+# of the five likeliest tokens, which gain?
+
+# %%
+synthid = SynthIDTextWatermarkLogitsProcessor(
+    ngram_len=5,
+    keys=list(range(101, 131)),  # one for each layer: 30
+    sampling_table_size=2**16,
+    sampling_table_seed=0,
+    context_history_size=1024,
+    device=torch.device("cpu"),
+)
+
+
+def g_of(context, tokens):
+    """(layers, tokens): the g of each of these tokens behind the last four ids."""
+    context = context[-4:].expand(len(tokens), -1)
+    ngrams = torch.cat([context, tokens[:, None]], -1)[None].cpu()
+    return synthid.sample_g_values(synthid.compute_ngram_keys(ngrams))[0].T
+
+
+# %%
+p = logits.softmax(-1).cpu()
+g = g_of(prompts[0], torch.arange(VOCAB))
+theirs = synthid.update_scores(logits[None].cpu(), g.T[None])[0].exp()
+print(
+    "30 layers, as transformers:", torch.allclose(tournament(p, g), theirs, atol=1e-5)
+)
+for i in p.topk(5).indices.tolist():
+    after = " ".join(f"{tournament(p, g[:n])[i]:.3f}" for n in (1, 2, 5, 30))
+    print(f"{figures.token_label(tokenizer, i):9} g {g[:5, i].tolist()} ...", end="   ")
+    print(f"p {p[i]:.3f}   after 1, 2, 5 and 30 layers: {after}")
+
+# %% [markdown]
+# TEXT7
+#
+# Both marks on our eight prompts. (The tournament among the 64 likeliest tokens, which is quick.
+# SGLang, too, plays it among some candidates only.)
+
+
+# %%
+def race(ids, logits):
+    """All probability on the token that the keyed race picks."""
+    picked = gumbel_pick(logits, ids[:, -4:], KEY)
+    return torch.full_like(logits, float("-inf")).scatter(-1, picked, 0.0)
+
+
+def played(ids, logits):
+    new = torch.full_like(logits, float("-inf"))
+    best = logits.topk(64)
+    for row, p in enumerate(best.values.softmax(-1).cpu()):
+        won = tournament(p, g_of(ids[row], best.indices[row]))
+        new[row, best.indices[row]] = won.log().to(logits.device)
+    return new
+
+
+texts |= written({"race": race, "tournament": played}, 24)
+
+# %%
+
+
+def mean_g(ids):
+    """The share of ones in all layers, of the ids behind the first four."""
+    return synthid.compute_g_values(ids[None].cpu()).float().mean().item()
+
+
+def race_score(ids):
+    return gumbel_score(ids, KEY, 4, VOCAB)
+
+
+for name, score in (("race", race_score), ("tournament", mean_g)):
+    for kind in (name, "no mark", "human"):
+        found = [score(row[PROMPT : PROMPT + 24]) for row in texts[kind]]
+        shown = " ".join(f"{x:.2f}" for x in found)
+        print(f"{score.__name__:10} of {kind:10}: {shown}")
+
+# %% [markdown]
+# TEXT7b
+#
+# ## 8. What removes a mark
+#
+# **Editing.** A token that is replaced takes two pairs with it, so about (1 - q)² of the pairs
+# are left if a share q is replaced; section 5 shows it for q = 0.3. With a context of four ids
+# a replaced token spoils five windows.
+#
+# **Paraphrase.** Let the model itself rewrite its marked text, without a mark. **Predict** z
+# before and after.
+
+# %%
+marked = [tokenizer.decode(texts["bias 2"][i, PROMPT:]) for i in (2, 3)]
+ask = "Rewrite the following text in your own words.\n\n"
+chats = [[{"role": "user", "content": ask + text}] for text in marked]
+asked = tokenizer.apply_chat_template(
+    chats,
+    add_generation_prompt=True,
+    return_tensors="pt",
+    return_dict=True,
+    padding=True,
+).to(model.device)
+out = model.generate(**asked, do_sample=False, max_new_tokens=40)
+for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
+    rewritten = tokenizer.decode(row, skip_special_tokens=True)
+    for name, words in (("before", text), ("after", rewritten)):
+        again = tokenizer(words, return_tensors="pt").input_ids
+        print(
+            f"{name:6} z {detect(again, KEY, VOCAB, GAMMA, 0):4.1f}  {words.strip()!r}"
+        )
+
+# %% [markdown]
+# TEXT8
+#
+# **No choice, no mark.** Section 5 shows it: where the model is nearly sure, the bias does
+# not change the token. A fact, a quotation, code, a table, a short answer carry
+# little of it, at any length that they have.
+#
+# **Speculation** (lesson 13). Its accept rule keeps the target's distribution exactly, and the
+# mark of `Watermark` *is* the target's distribution: it stays. But the draft does not know it.
+# A draft token is accepted with probability Σ min(p, q), which we noted at each step (q with the
+# bias, p without: as if the draft model were the model itself).
+
+# %%
+for name in rules:
+    accepted = steps[name]["overlap"].mean().item()
+    print(f"{name:8} a draft of the unmarked model is accepted with {accepted:.2f}")
+
+# %% [markdown]
+# Without a mark every token of such a draft is accepted. With one, fewer: the stronger the mark, the
+# slower (He et al., 2026, study that trade-off). A draft that uses the same green list does
+# not have the problem. With the race it is worse: an accepted draft token was
+# drawn with the *draft's* random numbers, so it has no mark at all unless those are keyed, too. vLLM
+# has a "dual key" for that: one key for draft tokens, one for the others, and the
+# detector looks for both.
+#
+# ## 9. What the number says
+#
+# First the detector's own quality. At a threshold, which share of the marked texts is found (*true
+# positives*), and which share of the others is accused (*false positives*)? The ROC curve shows
+# both for all thresholds. Short texts, since long ones are too easy: pieces of 9 and of 18
+# tokens. The unmarked ones are all pieces without this mark: the human's, the model's own,
+# and the marked ones scored with another key.
+
+
+# %%
+def pieces(name, length, key=KEY):
+    """z of all pieces of this length of the answers under that name."""
+    return [
+        detect(row[at : at + length], key, VOCAB, GAMMA, 0)
+        for row in texts[name]
+        for at in range(PROMPT, PROMPT + NEW - length + 1, length)
+    ]
+
+
+def roc(marked, unmarked):
+    """(false positives, true positives) at each threshold, as shares."""
+    marked, unmarked = torch.tensor(marked), torch.tensor(unmarked)
+    levels = torch.cat([marked, unmarked, torch.tensor([99.0])]).unique().flip(0)
+    rates = [
+        [(z >= x).float().mean().item() for x in levels] for z in (unmarked, marked)
+    ]
+    return rates[0], rates[1]
+
+
+# %%
+fig, ax = plt.subplots(figsize=(4.6, 3.4))
+for length, style in ((9, ":"), (18, "-")):
+    unmarked = pieces("human", length) + pieces("no mark", length)
+    unmarked += [z for key in range(1, 9) for z in pieces("bias 2", length, key)]
+    for name, colour in (
+        ("bias 1", figures.SKY),
+        ("bias 2", figures.BLUE),
+        ("bias 2, 30% replaced", figures.RED),
+    ):
+        false, true = roc(pieces(name, length), unmarked)
+        label = f"{name}, {length} tokens"
+        ax.plot([0, *false], [0, *true], style, color=colour, label=label)
+        allowed = max(t for f, t in zip(false, true, strict=True) if f <= 0.05)
+        print(f"{label:32} found {allowed:.2f} at 5% of {len(unmarked)} accused")
+ax.set(xlabel="share accused (false positives)", ylabel="share found (true positives)")
+ax.legend(fontsize=7, loc="lower right")
+plt.show()
+
+# %% [markdown]
+# TEXT9
+#
+# Now the sentence that everybody wants to say: "p = 0.01, so with a probability of 99% a machine
+# wrote it." `transformers`' detector calls 1 - p its *confidence*, and its *prediction* says whether
+# "a text is machine-generated". **Predict:** a detector finds 90% of marked texts and accuses 1%
+# of the others. Of a thousand essays ten are marked. One is accused. How likely is it
+# marked?
+
+
+# %%
+def marked_if_accused(found, accused, share):
+    """Bayes: P(marked | accused), if a share of all texts is marked."""
+    return found * share / (found * share + accused * (1 - share))
+
+
+for share in (0.5, 0.1, 0.01, 0.001):
+    line = [marked_if_accused(0.9, alarm, share) for alarm in (0.05, 0.01, 1e-4)]
+    shown = "   ".join(f"{x:.3f}" for x in line)
+    print(f"marked: {share:5.1%} of all   accused at 5%, 1%, 0.01%: {shown}")
+
+# %% [markdown]
+# 0.476: of the accused, more than half are innocent. The p-value is the probability of such a
+# score *if there is no mark*. The question was the probability of a mark, given the score. Between
+# the two stands the share of marked texts, which no detector knows.
+#
+# And three more steps lie between a mark and "a machine wrote it":
+#
+# - No mark says nothing. Another model, another key, a short text or an edited one has none.
+# - A mark says that *this key* was used. A person who asked for a spelling check, or quotes
+#   an answer, has it, too; and marks with a fixed list can be learned from many answers, and then
+#   forged (Jovanović et al., 2024).
+# - One text in a hundred is accused at p < 0.01. Who checks a thousand texts accuses ten
+#   innocent ones; who tries ten keys on each, a hundred.
+#
+# ## Questions
+#
+# 1. γ = ½ or γ = ¼, with the same very large bias (all tokens green): which has the larger z after
+#    50 pairs?
+# 2. Why is the first token of an answer not scored, although `Watermark` marked it?
+# 3. Somebody asks the same question ten times and gets the same answer each time. Which of the
+#    three marks may it be?
+# 4. A detector is given the key and a text that was decoded and encoded again. What may go
+#    wrong?
+#
+# <details><summary>Answers</summary>
+#
+# 1. All green: z = (1 - γ)n / √(nγ(1 - γ)) = √(n(1 - γ)/γ): √50 = 7.1 and √150 = 12.2. A smaller
+#    γ, since chance explains less.
+# 2. Its list depends on the last id of the prompt, which a detector does not have.
+# 3. The race. (Or greedy decoding, with or without a mark.)
+# 4. The tokens may be others: "⏎⏎" may come back as one token or as two, a half word at the start
+#    as another token. Then its pairs are others, and chance decides.
+#
+# </details>
+#
+# ## In the wild
+#
+# | | `transformers` 5.23 | vLLM | SGLang | TensorRT-LLM | TGI |
+# |---|---|---|---|---|---|
+# | switched on by | `watermarking_config` | `--watermark-config` | `--enable-watermark` | `WatermarkConfig` | `watermark` in a request |
+# | green lists | `WatermarkingConfig` (`greenlist_ratio`, `bias`, `hashing_key`) | `sbw` (`sbw_gamma`, `sbw_delta`) | none | none | yes (`WATERMARK_GAMMA`, `WATERMARK_DELTA`) |
+# | race | none | `gumbel` | Aaronson-Gumbel, the default | `gumbel` | none |
+# | tournament | `SynthIDTextWatermarkingConfig` (`keys`, `ngram_len`) | planned | `synthid` | none | none |
+# | ids of context | `context_width`, 1 | `context_width`, 4 (`sbw`, left hash: 1) | 4 with `ngram_len` 5 | `context_width`, 4 | 1 |
+# | repeated contexts | detector: `ignore_repeated_ngrams`, off; SynthID: not marked | `deduplicate_contexts`, on | counted once | `deduplicate_contexts` | counted |
+# | greedy | marked (green lists) | the race does not mark it | not marked | | |
+#
+# (From their documentation and source in November 2026. OpenAI's chat API has no parameter for
+# a watermark. Cohere says that its vaults in the EU serve marked versions of some models,
+# and that a negative result does not mean that no machine wrote the text.)
+#
+# ## To read
+#
+# - Kirchenbauer et al.: *A Watermark for Large Language Models*, ICML 2023,
+#   [arXiv:2301.10226](https://arxiv.org/abs/2301.10226). Green lists, z, and why entropy matters.
+# - Kirchenbauer et al.: *On the Reliability of Watermarks for Large Language Models*, ICLR 2024,
+#   [arXiv:2306.04634](https://arxiv.org/abs/2306.04634). Edits and paraphrases.
+# - Aaronson: [a talk on watermarks](https://simons.berkeley.edu/sites/default/files/2024-10/LLM24-2%20Slides%20-%20Scott%20Aaronson.pdf),
+#   of 2024, on the race that he proposed in 2022.
+# - Kuditipudi et al.: *Robust Distortion-free Watermarks for Language Models*, 2023,
+#   [arXiv:2307.15593](https://arxiv.org/abs/2307.15593).
+# - Dathathri et al.: *Scalable watermarking for identifying large language model outputs*, Nature
+#   634, 818-823, 2024, [doi:10.1038/s41586-024-08025-4](https://doi.org/10.1038/s41586-024-08025-4).
+#   The tournament.
+# - Jovanović, Staab, Vechev: *Watermark Stealing in Large Language Models*, ICML 2024,
+#   [arXiv:2402.19361](https://arxiv.org/abs/2402.19361).
+# - He et al.: *Improving the Trade-off Between Watermark Strength and Speculative Sampling
+#   Efficiency for Language Models*, 2026, [arXiv:2602.01428](https://arxiv.org/abs/2602.01428).
+# - Phipson, Smyth: *Permutation P-values Should Never Be Zero*, 2010, Statistical Applications in
+#   Genetics and Molecular Biology 9. The 1 in `p_value`.

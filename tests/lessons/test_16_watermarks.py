@@ -824,6 +824,22 @@ def test_g_may_have_any_dtype(tournament, dtype):
         expect.same(got, wanted, call, "", 1e-6)
 
 
+def test_no_probability_is_below_0(tournament):
+    """In float32 the mass of all tokens may be 1.0000001, or 0.9999999."""
+    probs = torch.full((49,), 1 / 49)
+    g = torch.ones(2, 49)
+    g[:, 48] = 0
+    probs[48] = 0
+    probs[:48] = some_logits(1, 48, 3)[0].softmax(-1) * (1 + 4e-7)
+    probs[48] = 1e-6
+    assert (probs * g[0]).sum() > 1
+    got = tournament(probs, g)
+    call = "tournament where m comes out as 1.0000004: the smallest probability"
+    expect.tensor(got, (49,), call, torch.float32)
+    lowest = got.min().item()
+    assert lowest >= 0, f"{call} should be 0, not {lowest:.2g}: no probability is below"
+
+
 def test_no_layer_changes_nothing(tournament):
     probs = torch.tensor([0.5, 0.25, 0.25])
     got = tournament(probs, torch.zeros(0, 3))
