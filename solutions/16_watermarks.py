@@ -576,7 +576,10 @@ for name, row, once, keys in (
     print(f"largest of theirs {max(null_scores):.1f}")
 
 # %% [markdown]
-# TEXT4
+# In the marked text none of 49 other keys finds a z near 7. Its p is 0.02, the least that 49 keys
+# can say. For the loop the normal curve says 4 in ten million million, and the other keys say 1
+# in 100: with one of 199, chance did as well. Where you cannot be sure that the coins are
+# independent, toss other coins and look.
 #
 # ## 5. Length, strength, price
 #
@@ -640,7 +643,14 @@ right.set(xlabel=f"mean z of {NEW} tokens", ylabel="cost in nats a token")
 plt.show()
 
 # %% [markdown]
-# TEXT5 (The lines are means of eight texts, the shades go from the least to the largest.)
+# (The lines are means of eight texts; the shades go from the least to the largest.) z grows about
+# as √n, as it must: four times the tokens, twice the z. With 30% replaced about half of it is left,
+# since a pair survives if both of its tokens do: 0.7² = 0.49. Without a mark nothing grows.
+#
+# On the right, the first z are cheap. A bias of 1 costs 0.04 nats a token, a bias of 4 costs half a
+# nat: a perplexity 1.6 times as large. `transformers` recommends biases from 0.5 to 2. That the
+# perplexity of our few texts hardly moves up to a bias of 2 proves nothing: it is noise.
+
 #
 # Where does the mark sit? For each step of the "bias 2" texts, how unsure was the model, and how
 # likely was a green token? **Predict** the left end, where the model is nearly sure.
@@ -660,7 +670,11 @@ for low, high in ((0, 1), (1, 3), (3, 5), (5, 11)):
     print(f"green on average with {green[here].mean():.2f}")
 
 # %% [markdown]
-# TEXT6
+# At the left the points lie at 0 and at 1. Where the model is sure of its token the bias changes
+# nothing: the key tossed a coin for that token's colour, and chance is all that it is. Only where
+# several tokens are about as likely does green win often, with a probability of about 0.7. So z
+# grows with entropy rather than with length. A date, a quotation, most of code could
+# hardly be otherwise, and carry little of a mark.
 #
 # ## 6. A mark in the dice
 #
@@ -879,13 +893,18 @@ theirs = synthid.update_scores(logits[None].cpu(), g.T[None])[0].exp()
 print(
     "30 layers, as transformers:", torch.allclose(tournament(p, g), theirs, atol=1e-5)
 )
+print(f"the largest p: {p.max():.2f}, after 30 layers {tournament(p, g).max():.2f}")
 for i in p.topk(5).indices.tolist():
     after = " ".join(f"{tournament(p, g[:n])[i]:.3f}" for n in (1, 2, 5, 30))
     print(f"{figures.token_label(tokenizer, i):9} g {g[:5, i].tolist()} ...", end="   ")
     print(f"p {p[i]:.3f}   after 1, 2, 5 and 30 layers: {after}")
 
 # %% [markdown]
-# TEXT7
+# With g = 1 a token gains in that layer, with g = 0 it loses. All five likeliest ones are gone after
+# 30 layers: another token, with more ones, has most of the probability. For this key and
+# this context, that is. Averaged over all g, the distribution is p again (one of the checks
+# sums it up), as with the race: a single key prefers, all keys together do not. And
+# `transformers` does not mark a context that comes again in the same text.
 #
 # Both marks on our eight prompts. (The tournament among the 64 likeliest tokens, which is quick.
 # SGLang, too, plays it among some candidates only.)
@@ -907,7 +926,7 @@ def played(ids, logits):
     return new
 
 
-texts |= written({"race": race, "tournament": played}, 24)
+texts |= written({"race": race, "tournament": played}, 20)
 
 # %%
 
@@ -923,12 +942,16 @@ def race_score(ids):
 
 for name, score in (("race", race_score), ("tournament", mean_g)):
     for kind in (name, "no mark", "human"):
-        found = [score(row[PROMPT : PROMPT + 24]) for row in texts[kind]]
+        found = [score(row[PROMPT : PROMPT + 20]) for row in texts[kind]]
         shown = " ".join(f"{x:.2f}" for x in found)
         print(f"{score.__name__:10} of {kind:10}: {shown}")
 
 # %% [markdown]
-# TEXT7b
+# Twenty tokens, so 16 windows, and both marks are plain to see: the least marked text is well above
+# the largest unmarked one. The race chooses each token by the key alone, so it leaves the most.
+#
+# (Is perplexity the price here? No: at each step the tokens are right over keys. The price is what
+# the keyed draws above show, a fixed answer to a fixed question.)
 #
 # ## 8. What removes a mark
 #
@@ -950,7 +973,7 @@ asked = tokenizer.apply_chat_template(
     return_dict=True,
     padding=True,
 ).to(model.device)
-out = model.generate(**asked, do_sample=False, max_new_tokens=40)
+out = model.generate(**asked, do_sample=False, max_new_tokens=32)
 for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
     rewritten = tokenizer.decode(row, skip_special_tokens=True)
     for name, words in (("before", text), ("after", rewritten)):
@@ -960,7 +983,11 @@ for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
         )
 
 # %% [markdown]
-# TEXT8
+# A model of 135 million parameters copies more than it rewrites, and where it copies, the mark
+# stays. (The texts were decoded and encoded again, as a detector in the wild has to: z may
+# differ a little from the one above.) What is new has no mark, and what is left of z depends on how
+# much is old. Kirchenbauer et al. (2024) find, with strong paraphrases by people, that about 800
+# tokens are needed before their detector is sure again.
 #
 # **No choice, no mark.** Section 5 shows it: where the model is nearly sure, the bias does
 # not change the token. A fact, a quotation, code, a table, a short answer carry
@@ -1017,7 +1044,7 @@ def roc(marked, unmarked):
 fig, ax = plt.subplots(figsize=(4.6, 3.4))
 for length, style in ((9, ":"), (18, "-")):
     unmarked = pieces("human", length) + pieces("no mark", length)
-    unmarked += [z for key in range(1, 9) for z in pieces("bias 2", length, key)]
+    unmarked += [z for key in range(1, 5) for z in pieces("bias 2", length, key)]
     for name, colour in (
         ("bias 1", figures.SKY),
         ("bias 2", figures.BLUE),
@@ -1033,7 +1060,10 @@ ax.legend(fontsize=7, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# TEXT9
+# Of 18 tokens with a bias of 2 nearly all are found where one unmarked piece in 20 is accused; of 9
+# tokens, two thirds. Replace 30%, and a quarter is left, as with a bias of 1. (There are only
+# 16 or 32 marked pieces for each line, so a share is known to about ±0.2. And 5% is far too
+# much for use; for less, more unmarked texts are needed: with 100 nobody can know of 0.1%.)
 #
 # Now the sentence that everybody wants to say: "p = 0.01, so with a probability of 99% a machine
 # wrote it." `transformers`' detector calls 1 - p its *confidence*, and its *prediction* says whether
@@ -1093,16 +1123,18 @@ for share in (0.5, 0.1, 0.01, 0.001):
 # | | `transformers` 5.23 | vLLM | SGLang | TensorRT-LLM | TGI |
 # |---|---|---|---|---|---|
 # | switched on by | `watermarking_config` | `--watermark-config` | `--enable-watermark` | `WatermarkConfig` | `watermark` in a request |
-# | green lists | `WatermarkingConfig` (`greenlist_ratio`, `bias`, `hashing_key`) | `sbw` (`sbw_gamma`, `sbw_delta`) | none | none | yes (`WATERMARK_GAMMA`, `WATERMARK_DELTA`) |
+# | green lists | `greenlist_ratio`, `bias`, `hashing_key` | `sbw`: `sbw_gamma`, `sbw_delta` | none | none | `WATERMARK_GAMMA`, `WATERMARK_DELTA` |
 # | race | none | `gumbel` | Aaronson-Gumbel, the default | `gumbel` | none |
-# | tournament | `SynthIDTextWatermarkingConfig` (`keys`, `ngram_len`) | planned | `synthid` | none | none |
-# | ids of context | `context_width`, 1 | `context_width`, 4 (`sbw`, left hash: 1) | 4 with `ngram_len` 5 | `context_width`, 4 | 1 |
-# | repeated contexts | detector: `ignore_repeated_ngrams`, off; SynthID: not marked | `deduplicate_contexts`, on | counted once | `deduplicate_contexts` | counted |
-# | greedy | marked (green lists) | the race does not mark it | not marked | | |
+# | tournament | `SynthIDTextWatermarkingConfig`: `keys`, `ngram_len` | planned | `synthid` | none | none |
+# | ids of context | `context_width`, 1 | `context_width`, 4 | tournament: `ngram_len` - 1 = 4 | `context_width`, 4 | 1 |
+# | detector, repeated contexts | every one counts, unless `ignore_repeated_ngrams` | once, unless `deduplicate_contexts=False` | once | | no detector |
 #
-# (From their documentation and source in November 2026. OpenAI's chat API has no parameter for
-# a watermark. Cohere says that its vaults in the EU serve marked versions of some models,
-# and that a negative result does not mean that no machine wrote the text.)
+# (From their documentation and source, read in November 2026; TensorRT-LLM calls its own a
+# prototype.) vLLM and SGLang do not mark greedy requests with the race: there is nothing to
+# draw. vLLM advises to measure false positives on your own unmarked texts before anything is decided
+# by the result. Cohere serves marked versions of some models from its servers in the EU, and says
+# that a negative result does not mean that no machine wrote the text. xAI's API names a marked
+# response in the header `x-watermark`.
 #
 # ## To read
 #
