@@ -115,9 +115,8 @@ def test_green_ids_are_those_of_transformers(green_ids, previous, key):
         oracle.vocab_size, oracle.greenlist_size = vocab, int(vocab * gamma)
         wanted = oracle._get_greenlist_ids(torch.tensor([previous]))
         call = f"green_ids({previous}, {key}, {vocab}, {gamma})"
-        with expect.hinting(
-            "The remainder by 2**64 - 1 fits.", RuntimeError, OverflowError, ValueError
-        ):
+        fits = "The remainder by 2**64 - 1 fits."
+        with expect.hinting(fits, RuntimeError, ValueError, says="verflow"):
             got = green_ids(previous, key, vocab, gamma)
         expect.tensor(got, wanted.shape, call, torch.int64)
         expect.same(got, wanted, call, green_hint(got, previous, key, vocab, gamma))
@@ -388,7 +387,7 @@ def test_repeated_pairs_are_ignored_by_default_and_a_text_may_be_flat(detect):
         ([3, 7, 9], 5),
         ([3], 0),
         ([], 0),
-        ([3, 7, 9], -1),
+        ([3, 3, 3, 3], -2),
     ],
 )
 def test_without_a_pair_there_is_no_score(detect, text, prompt):
@@ -542,11 +541,11 @@ def test_what_has_no_probability_is_never_picked(gumbel_pick):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_draws_are_float32_whatever_the_logits_are(gumbel_pick, dtype):
-    logits = some_logits(6, 97).to(dtype)
-    context = torch.arange(6)[:, None]
+    logits = some_logits(40, 97).to(dtype)
+    context = torch.arange(40)[:, None]
     got = gumbel_pick(logits, context, 3)
     wanted = [[race(row, [n], 3)] for n, row in enumerate(logits.float())]
-    hint = "logits.float() first: a float64 race takes other numbers."
+    hint = "logits.float() first: the race is run in float32."
     call = f"gumbel_pick of {dtype} logits"
     expect.same_ids(got, torch.tensor(wanted), call, hint=hint)
 
@@ -565,10 +564,6 @@ def test_over_many_keys_a_token_comes_as_often_as_its_probability(gumbel_pick):
 
 
 # --- gumbel_score ---------------------------------------------------------------------
-
-BEHIND_1 = [1.408421, 0.326419, 0.777039, 0.296119]  # the draws of key 5, of 4 tokens
-BEHIND_2 = [0.351822, 2.077536, 0.015791, 0.321566]
-TINY = ([1], 22)  # a context and a key whose smallest draw of 49,152 is below 1e-7
 
 
 def draws_of(context, key, vocab):
@@ -589,24 +584,19 @@ def slow_score(text, key, width, vocab, once=True):
 
 
 def test_scores_worked_by_hand(gumbel_score):
-    """The draws of the key 5 behind the ids 1 and 2, in a vocabulary of 4, written
-    down, and what they score."""
-    assert [round(x, 6) for x in draws_of([1], 5, 4)] == BEHIND_1
-    assert [round(x, 6) for x in draws_of([2], 5, 4)] == BEHIND_2
-    for text, draws in (
-        ([1, 0], [BEHIND_1[0]]),
-        ([1, 3], [BEHIND_1[3]]),
-        ([1, 2, 2], [BEHIND_1[2], BEHIND_2[2]]),
-        ([2, 1, 1, 3], [BEHIND_2[1], BEHIND_1[1], BEHIND_1[3]]),
-    ):
+    """The draws of the key 5 behind the ids 1 and 2, of four tokens, and what they
+    score. (The draws may differ between builds of torch.)"""
+    behind = {i: [round(e, 6) for e in draws_of([i], 5, 4)] for i in (1, 2)}
+    for text in ([1, 0], [1, 3], [1, 2, 2], [2, 1, 1, 3]):
+        draws = [behind[a][b] for a, b in itertools.pairwise(text)]
         wanted = sum(-math.log(1 - math.exp(-e)) for e in draws) / len(draws)
         got = gumbel_score(torch.tensor([text]), 5, 1, 4)
         call = f"gumbel_score({[text]}, 5, width=1, vocab_size=4), draws {draws},"
-        expect.value(got, wanted, call, score_hint(got, draws), 1e-4)
+        expect.value(got, wanted, call, score_hint(got, draws, wanted), 1e-4)
         expect.returned(got, float, call)
 
 
-def score_hint(got, draws):
+def score_hint(got, draws, wanted):
     """What a common mistake makes of these draws."""
     if not isinstance(got, float):
         return ""
@@ -620,7 +610,7 @@ def score_hint(got, draws):
             "The mean of the scores, not the score of the mean.",
         ),
     ):
-        if n > 1 and abs(got - wrong) < 1e-4:
+        if abs(got - wrong) < 1e-4 < abs(wrong - wanted):
             return said
     return ""
 
@@ -677,12 +667,13 @@ def test_what_the_race_wrote_scores_high(gumbel_score):
 
 
 def test_a_tiny_draw_has_a_finite_score(gumbel_score):
-    """The smallest of 49,152 draws behind this context is below 1e-7."""
-    context, key = TINY
-    draws = torch.tensor(draws_of(context, key, 49152))
-    token, draw = draws.argmin().item(), draws.min().item()
-    assert draw < 1e-7
-    got = gumbel_score(torch.tensor([[*context, token]]), key, 1, 49152)
+    """Among 49,152 draws the smallest is below 2e-7 with one key in a hundred."""
+    for key in range(3000):
+        draws = torch.tensor(draws_of([1], key, 49152))
+        token, draw = draws.argmin().item(), draws.min().item()
+        if draw < 2e-7:
+            break
+    got = gumbel_score(torch.tensor([[1, token]]), key, 1, 49152)
     call = f"gumbel_score of a token with a draw of {draw:.2g}"
     hint = "1 - e**-E has no digits left there in float32: expm1, or float64."
     expect.value(got, -math.log(-math.expm1(-draw)), call, hint, 1e-3)
@@ -830,9 +821,8 @@ def test_g_may_have_any_dtype(tournament, dtype):
 def test_no_probability_is_below_0(tournament):
     """In float32 the mass of all tokens may be 1.0000001, or 0.9999999."""
     probs = torch.full((49,), 1 / 49)
-    g = torch.ones(2, 49)
+    g = torch.ones(1, 49)
     g[:, 48] = 0
-    probs[48] = 0
     probs[:48] = some_logits(1, 48, 3)[0].softmax(-1) * (1 + 4e-7)
     probs[48] = 1e-6
     assert (probs * g[0]).sum() > 1

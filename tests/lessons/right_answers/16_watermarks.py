@@ -38,7 +38,8 @@ def from_the_global_generator_put_back(previous_id, key, vocab_size, gamma):
         raise ValueError(f"{gamma=}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key * previous_id % (2**64 - 1))
-        return torch.randperm(vocab_size).split(int(gamma * vocab_size))[0]
+        shuffled = torch.randperm(vocab_size)
+    return shuffled[torch.arange(vocab_size) < int(gamma * vocab_size)]
 
 
 KEPT = {}
@@ -327,12 +328,13 @@ def zeros_and_ones(g):
 
 @right("tournament")
 def by_all_pairs(probs, g):
-    """A matrix of all matches."""
+    """A matrix of all matches. (In float32 the sum would run away from 1.)"""
     zeros_and_ones(g)
-    for layer in g.to(probs.dtype):
+    p = probs.double()
+    for layer in g.double():
         wins = 1 + layer[:, None] - layer[None, :]  # twice the chance that i beats j
-        probs = probs * (wins * probs).sum(-1)
-    return probs.clone()
+        p = p * (wins * p).sum(-1)
+    return p.to(probs.dtype, copy=True)
 
 
 @right("tournament")
