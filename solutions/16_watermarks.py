@@ -454,7 +454,7 @@ for ax, name in zip(axes, ("no mark", "bias 2"), strict=True):
     strip(ax, texts[name][6])
     ax.set_title(f"{name}: z = {scores[name][6]:.1f} over {NEW - 1} pairs")
 for colorbar in fig.axes[2:]:
-    colorbar.remove()
+    colorbar.set_visible(False)  # two colours need no scale
 plt.show()
 
 # %% [markdown]
@@ -660,7 +660,7 @@ fig, ax = plt.subplots(figsize=(5.6, 3))
 entropy, green = (steps["bias 2"][what].flatten() for what in ("entropy", "green"))
 ax.plot(entropy, green, ".", alpha=0.5)
 ax.axhline(GAMMA, color=figures.GREY, linestyle="--")
-ax.annotate("γ: without a mark", (8.6, GAMMA + 0.03), ha="right", color=figures.GREY)
+ax.annotate("γ: chance", (7.6, GAMMA + 0.03), ha="right", color=figures.GREY)
 ax.set(xlabel="entropy of the step in nats", ylabel="probability of a green token")
 ax.set(xlim=(0, None), ylim=(-0.02, 1.02))
 plt.show()
