@@ -328,9 +328,9 @@ def zeros_and_ones(g):
 
 @right("tournament")
 def by_all_pairs(probs, g):
-    """A matrix of all matches. (In float32 the sum would run away from 1.)"""
+    """A matrix of all matches. The sum must be 1 exactly: it is squared."""
     zeros_and_ones(g)
-    p = probs.double()
+    p = probs.double() / probs.double().sum()
     for layer in g.double():
         wins = 1 + layer[:, None] - layer[None, :]  # twice the chance that i beats j
         p = p * (wins * p).sum(-1)

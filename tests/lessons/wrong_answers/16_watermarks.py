@@ -452,7 +452,9 @@ def zero_for_nothing(ids, key, vocab_size, gamma, prompt_length, ignore_repeated
     return detect(ids, key, vocab_size, gamma, prompt_length, ignore_repeated)
 
 
-@wrong("detect", "test_without_a_pair_there_is_no_score", "prompt_length=-1")
+@wrong(
+    "detect", "test_without_a_pair_there_is_no_score", "prompt_length=-2 should raise"
+)
 def from_behind(ids, key, vocab_size, gamma, prompt_length, ignore_repeated=True):
     """A negative length slices from behind."""
     pairs = pairs_of(ids.flatten().tolist()[min(prompt_length, 0) - 2 :])
