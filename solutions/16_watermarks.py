@@ -152,13 +152,14 @@ zero = torch.equal(green_ids(0, KEY, VOCAB, GAMMA), green_ids(0, 99, VOCAB, GAMM
 print("behind token 0 every key makes the same list:", zero)
 
 # %% [markdown]
-# So there are at most 2³² different keys, few enough to try them all. (And `transformers` has the
-# default key in its documentation.) Real systems use a cryptographic hash; we shall, too, in
-# section 6.
+# So of all keys below 2⁴⁸ only 2³² are different, few enough to try them all. (And the default of
+# `transformers` stands in its documentation.) A cryptographic hash of key and ids is better; we
+# take one in section 6.
 #
 # And the device matters. `transformers` makes its generator on the model's device. A generator
-# on a GPU is another algorithm and makes other lists from the same seed: a text that was written
-# on a GPU must be checked with `device="cuda"`, which its documentation asks for. Ours is on the
+# on a GPU is another algorithm, and makes other lists from the same seed. (We tried one: of the
+# green ids of the CPU a quarter is green there, too, as of any ids.) So a text that was written
+# on a GPU must be checked with `device="cuda"`, as the documentation says. Ours is on the
 # CPU wherever the model is, so its mark can be found on any machine.
 #
 # ## 2. Leaning towards green
@@ -361,6 +362,7 @@ human = torch.tensor(rows, device=model.device)  # (8, PROMPT + NEW)
 prompts = human[:, :PROMPT]
 
 
+# %%
 def written(rules, new=NEW, watch=None):
     """{name: the prompts, continued under its rule}, all in one batch, sampled.
 
@@ -378,15 +380,11 @@ def written(rules, new=NEW, watch=None):
 
     torch.manual_seed(0)
     batch = prompts.repeat(len(rules), 1)
-    out = model.generate(
-        batch,
-        attention_mask=torch.ones_like(batch),
-        max_new_tokens=new,
-        do_sample=True,
-        top_k=0,
-        pad_token_id=0,  # nothing is padded
-        logits_processor=LogitsProcessorList([each]),
-    )
+    mask = torch.ones_like(batch)
+    options = {"max_new_tokens": new, "do_sample": True, "top_k": 0}
+    options |= {"pad_token_id": 0}  # nothing is padded
+    options |= {"logits_processor": LogitsProcessorList([each])}
+    out = model.generate(batch, attention_mask=mask, **options)
     return dict(zip(rules, out.chunk(len(rules)), strict=True))
 
 
@@ -468,8 +466,8 @@ print("the answer alone     ", " ".join(f"{z:4.1f}" for z in scores["bias 2"]))
 print("with a prompt of 24  ", " ".join(f"{z:4.1f}" for z in whole))
 
 # %% [markdown]
-# Every z falls: the prompt adds pairs that nobody marked. (Mostly; and if the prompt is a marked
-# text that somebody pasted, z rises, and an answer without a mark is called marked.)
+# Every z falls: the prompt adds pairs that nobody marked. It can go the other way, too: if
+# somebody pastes a marked text into the prompt, an answer without a mark is called marked.
 #
 # ## 4. What chance does
 #
@@ -507,8 +505,8 @@ ax.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# The spread. Random tokens follow the normal curve. Where every pair counts, five equal coins are
-# counted as five coins: the standard deviation is √5 times as large, and a fifth of all
+# The spread. Random tokens follow the normal curve. Where every pair counts, each coin is tossed
+# once and counted five times: the standard deviation is √5 times as large, and a fifth of all
 # *unmarked* loops has a z above 2. That accuses people whose only fault is that their text
 # repeats itself: a table, a poem, code. `transformers` counts every pair unless you ask for
 # `ignore_repeated_ngrams=True`.
@@ -593,6 +591,8 @@ edited = texts["bias 2"].clone()
 edited[:, PROMPT:][replaced] = texts["no mark"][:, PROMPT:][replaced]
 texts["bias 2, 30% replaced"] = edited
 lengths = [4, 9, 16, 25, 36]
+
+# %%
 growth = {
     name: torch.tensor(
         [
@@ -634,12 +634,12 @@ for (name, z), style in zip(growth.items(), ("o-", "s-", "^-", "v-"), strict=Tru
 left.set(xlabel="tokens of the answer", ylabel="z", title="z against length")
 left.legend(fontsize=8, loc="upper left")
 mean_z = [sum(scores[name]) / 8 for name in rules]
-price = [steps[name]["cost"].mean().item() for name in rules]
+price = [steps[name]["cost"].mean().exp().item() for name in rules]
 right.plot(mean_z, price, "o-")
 for name, x, y in zip(rules, mean_z, price, strict=True):
     right.annotate(name, (x, y), (-6, 5), textcoords="offset points", ha="right")
-right.set(xlim=(-3, 11), ylim=(-0.05, 1.15 * max(price)), title="the price of z")
-right.set(xlabel=f"mean z of {NEW} tokens", ylabel="cost in nats a token")
+right.set(xlim=(-3, 11), ylim=(0.95, 1.7), title="the price of z")
+right.set(xlabel=f"mean z of {NEW} tokens", ylabel="perplexity, no mark = 1")
 plt.show()
 
 # %% [markdown]
@@ -647,8 +647,8 @@ plt.show()
 # as √n, as it must: four times the tokens, twice the z. With 30% replaced about half of it is left,
 # since a pair survives if both of its tokens do: 0.7² = 0.49. Without a mark nothing grows.
 #
-# On the right, the first z are cheap. A bias of 1 costs 0.04 nats a token, a bias of 4 costs half a
-# nat: a perplexity 1.6 times as large. `transformers` recommends biases from 0.5 to 2. That the
+# On the right (e to the power of the cost: the factor of the expected perplexity) the first z are
+# cheap. A bias of 1 makes the perplexity 1.04 times as large, a bias of 4 1.6 times. `transformers` recommends biases from 0.5 to 2. That the
 # perplexity of our few texts hardly moves up to a bias of 2 proves nothing: it is noise.
 
 #
@@ -695,6 +695,8 @@ for low, high in ((0, 1), (1, 3), (3, 5), (5, 11)):
 # `seed_of(key, context)`, where `context` is that row's list of last ids, and let
 # `multinomial_from_scratch` draw from the softmax of the row's logits. (`seed_of` stands in the
 # first cell. It hashes the key and all ids together.)
+#
+# (Temperature and filters come before, as for any draw.)
 #
 # By hand: the probabilities are 0.2 and 0.8, and the exponential draws that belong to this
 # key and context are 0.1 and 0.5: 0.2 / 0.1 = 2 beats 0.8 / 0.5 = 1.6. Token 0, now and whenever
@@ -844,7 +846,7 @@ check(gumbel_score)
 
 # %% tags=["exercise"]
 def tournament(probs: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """The distribution of the winner, after a layer for each row of g, from first to last.
+    """The distribution of the winner, after a layer for each row of g, in order.
 
     probs: (vocab,) float32 or float64, sums to 1. g: (layers, vocab), 0 or 1, of any
     dtype, bool included. Returns a new (vocab,) of the dtype of probs, nowhere below 0;
@@ -1017,7 +1019,7 @@ for name in rules:
 # positives*), and which share of the others is accused (*false positives*)? The ROC curve shows
 # both for all thresholds. Short texts, since long ones are too easy: pieces of 9 and of 18
 # tokens. The unmarked ones are all pieces without this mark: the human's, the model's own,
-# and the marked ones scored with another key.
+# and the marked ones scored with four other keys.
 
 
 # %%
@@ -1094,8 +1096,8 @@ for share in (0.5, 0.1, 0.01, 0.001):
 # - A mark says that *this key* was used. A person who asked for a spelling check, or quotes
 #   an answer, has it, too; and marks with a fixed list can be learned from many answers, and then
 #   forged (Jovanović et al., 2024).
-# - One text in a hundred is accused at p < 0.01. Who checks a thousand texts accuses ten
-#   innocent ones; who tries ten keys on each, a hundred.
+# - Without any mark, one text in a hundred has p < 0.01. Who checks a thousand texts accuses
+#   about ten innocent ones; who tries ten keys on each, about a hundred.
 #
 # ## Questions
 #
