@@ -232,10 +232,10 @@ for name, options in {
     "temperature 0.5": {"top_k": 0, "temperature": 0.5},
     "top-k 3": {"top_k": 3},
 }.items():
-    options |= {"do_sample": True, "max_new_tokens": 6, "pad_token_id": 0}
+    options |= {"do_sample": True, "max_new_tokens": 5, "pad_token_id": 0}
     made = []
     for how in hows:
-        torch.manual_seed(1)
+        torch.manual_seed(7)
         made.append(model.generate(**prompt, **options, **how)[0, start:])
     print(f"{name:16} the same: {torch.equal(*made)}", end="   ")
     print(" | ".join(repr(tokenizer.decode(new)) for new in made))
@@ -404,10 +404,11 @@ surprisal, seen = Surprisal(), []
 
 def watch(ids, logits, changed):
     surprisal(ids, logits)
-    p, q = logits.softmax(-1), changed.softmax(-1)
-    cost = (p - q) * logits.log_softmax(-1).clamp(min=-1e9)  # (0 times -inf is nan)
+    surprise = -logits.log_softmax(-1).clamp(min=-1e9)  # (0 times infinity is nan)
+    p, q = (-surprise).exp(), changed.log_softmax(-1).exp()
+    cost = (q - p) * surprise
     measures = {
-        "entropy": torch.special.entr(p),  # of what the model wants, in nats
+        "entropy": p * surprise,  # of what the model wants, in nats
         "green": q * (changed > logits),  # the probability of a green token
         "cost": cost,  # by how much the bias raises the expected surprisal
         "overlap": torch.minimum(p, q),
@@ -478,7 +479,7 @@ print("with a prompt of 24  ", " ".join(f"{z:4.1f}" for z in whole))
 #
 # **Predict:** does repetition move the mean of z, or its spread?
 
-# %%
+# %% tags=["nbval-check-output"]
 generator = torch.Generator().manual_seed(0)
 fresh = torch.randint(1, 500, (1000, 50), generator=generator)
 loops = torch.randint(1, 500, (1000, 10), generator=generator).repeat(1, 5)
@@ -975,7 +976,7 @@ asked = tokenizer.apply_chat_template(
     return_dict=True,
     padding=True,
 ).to(model.device)
-out = model.generate(**asked, do_sample=False, max_new_tokens=32)
+out = model.generate(**asked, do_sample=False, max_new_tokens=26)
 for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
     rewritten = tokenizer.decode(row, skip_special_tokens=True)
     for name, words in (("before", text), ("after", rewritten)):
@@ -988,7 +989,7 @@ for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
 # A model of 135 million parameters copies more than it rewrites, and where it copies, the mark
 # stays. (The texts were decoded and encoded again, as a detector in the wild has to: z may
 # differ a little from the one above.) What is new has no mark, and what is left of z depends on how
-# much is old. Kirchenbauer et al. (2024) find, with strong paraphrases by people, that about 800
+# much is old. (And on the length: 26 tokens have less of a z than 36.) Kirchenbauer et al. (2024) find, with strong paraphrases by people, that about 800
 # tokens are needed before their detector is sure again.
 #
 # **No choice, no mark.** Section 5 shows it: where the model is nearly sure, the bias does
@@ -1074,7 +1075,7 @@ plt.show()
 # marked?
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def marked_if_accused(found, accused, share):
     """Bayes: P(marked | accused), if a share of all texts is marked."""
     return found * share / (found * share + accused * (1 - share))
