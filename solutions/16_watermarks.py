@@ -14,7 +14,7 @@
 #
 # You write: `green_ids`, `Watermark`, `z_score`, `detect`, `p_value`, `gumbel_pick`,
 # `gumbel_score` and `tournament`. About 150 minutes. Builds on lesson 03: its exponential race
-# comes along in the first cell.
+# comes along in the first cell, and lesson 05's `eos_token_ids`.
 
 # %% tags=["setup"]
 import hashlib
@@ -26,6 +26,7 @@ from transformers import LogitsProcessor
 
 from course import carry
 
+eos_token_ids = carry("eos_token_ids")
 multinomial_from_scratch = carry("multinomial_from_scratch")
 
 
@@ -371,7 +372,7 @@ def written(rules, new=NEW, watch=None):
 
     def each(ids, logits):
         logits = logits.clone()
-        logits[:, model.config.eos_token_id] = float("-inf")  # all are `new` long
+        logits[:, eos_token_ids(model)] = float("-inf")  # all are `new` tokens long
         parts = zip(rules, ids.chunk(len(rules)), logits.chunk(len(rules)), strict=True)
         changed = torch.cat([rules[name](i, x) for name, i, x in parts])
         if watch:
@@ -746,7 +747,8 @@ check(gumbel_pick)
 # Two runs of one prompt, with other seeds. **Predict:** are the texts the same?
 
 # %%
-logits = model(prompts[:1]).logits[0, -1].detach()
+with torch.no_grad():
+    logits = model(prompts[:1]).logits[0, -1]
 for seed in (1, 2):
     torch.manual_seed(seed)
     keyed = gumbel_pick(logits.repeat(5, 1), prompts[:1, -4:].repeat(5, 1), KEY)
@@ -884,8 +886,8 @@ synthid = SynthIDTextWatermarkLogitsProcessor(
 
 def g_of(context, tokens):
     """(layers, tokens): the g of each of these tokens behind the last four ids."""
-    context = context[-4:].expand(len(tokens), -1)
-    ngrams = torch.cat([context, tokens[:, None]], -1)[None].cpu()
+    context = context[-4:].cpu().expand(len(tokens), -1)
+    ngrams = torch.cat([context, tokens.cpu()[:, None]], -1)[None]
     return synthid.sample_g_values(synthid.compute_ngram_keys(ngrams))[0].T
 
 
