@@ -59,11 +59,11 @@ VOCAB = model.config.vocab_size
 # A *watermark* in a text is a pattern in the choice of its tokens. Readers do not see it. Whoever
 # has the *key* can compute how well a text fits the pattern, without the model.
 #
-# Why now? Article 50(2) of the EU's AI Act (Regulation 2024/1689) asks providers of generative
-# systems to mark what they generate in a machine-readable format, so that it can be detected.
-# Secondary sources (we have not read the official journal) say that it applies since 2 August
-# 2026, and from 2 December 2026 to systems that were on the market before. Watermarks are one
-# way to do it. This is a lesson on how they work, not on what the law asks of you.
+# Why now? According to secondary sources (we have not read the official journal), Article 50(2) of
+# the EU's AI Act, Regulation 2024/1689, asks providers of generative systems to mark their
+# output in a machine-readable format, so that it can be detected; it applies since 2 August 2026,
+# and from 2 December 2026 to systems that were on the market before. A watermark is one way to
+# mark text. This lesson is about how it works, not about what the law asks of you.
 #
 # The first watermark is a list (Kirchenbauer et al., 2023; "KGW" in papers). At each step a
 # share γ of the vocabulary is *green*, the rest is red. Which tokens are green depends on the key
@@ -373,8 +373,9 @@ def written(rules, new=NEW, watch=None):
     def each(ids, logits):
         logits = logits.clone()
         logits[:, eos_token_ids(model)] = float("-inf")  # all are `new` tokens long
-        parts = zip(rules, ids.chunk(len(rules)), logits.chunk(len(rules)), strict=True)
-        changed = torch.cat([rules[name](i, x) for name, i, x in parts])
+        ids_of, logits_of = ids.chunk(len(rules)), logits.chunk(len(rules))
+        parts = zip(rules.values(), ids_of, logits_of, strict=True)
+        changed = torch.cat([rule(i, x) for rule, i, x in parts])
         if watch:
             watch(ids, logits, changed)
         return changed
@@ -609,7 +610,7 @@ for name, z in growth.items():
     print(f"{name:21} mean z   {shown}")
 
 # %% [markdown]
-# What does the mark cost? A text's perplexity is a noisy number with eight texts of 40 tokens. But
+# What does the mark cost? A text's perplexity is a noisy number with eight texts of 36 tokens. But
 # at each step we had both distributions: p, what the model wants, and q, with the bias. So the
 # *expected* surprisal under both is known exactly, and the difference is the price of that step.
 
@@ -650,8 +651,9 @@ plt.show()
 # since a pair survives if both of its tokens do: 0.7² = 0.49. Without a mark nothing grows.
 #
 # On the right (e to the power of the cost: the factor of the expected perplexity) the first z are
-# cheap. A bias of 1 makes the perplexity 1.04 times as large, a bias of 4 1.6 times. `transformers` recommends biases from 0.5 to 2. That the
-# perplexity of our few texts hardly moves up to a bias of 2 proves nothing: it is noise.
+# cheap. A bias of 1 makes the perplexity 1.04 times as large, a bias of 4 makes it 1.6 times as
+# large. `transformers` recommends biases from 0.5 to 2. That the perplexity of our few texts hardly
+# moves up to a bias of 2 proves nothing: it is noise.
 
 #
 # Where does the mark sit? For each step of the "bias 2" texts, how unsure was the model, and how
@@ -666,6 +668,8 @@ ax.annotate("γ: chance", (7.6, GAMMA + 0.03), ha="right", color=figures.GREY)
 ax.set(xlabel="entropy of the step in nats", ylabel="probability of a green token")
 ax.set(xlim=(0, None), ylim=(-0.02, 1.02))
 plt.show()
+
+# %%
 for low, high in ((0, 1), (1, 3), (3, 5), (5, 11)):
     here = (entropy >= low) & (entropy < high)
     print(f"entropy {low} to {high:2}: {here.sum():3} steps", end="   ")
@@ -675,8 +679,8 @@ for low, high in ((0, 1), (1, 3), (3, 5), (5, 11)):
 # At the left the points lie at 0 and at 1. Where the model is sure of its token the bias changes
 # nothing: the key tossed a coin for that token's colour, and chance is all that it is. Only where
 # several tokens are about as likely does green win often, with a probability of about 0.7. So z
-# grows with entropy rather than with length. A date, a quotation, most of code could
-# hardly be otherwise, and carry little of a mark.
+# grows with entropy rather than with length. A text that could hardly be otherwise, such as a
+# quotation, carries little of a mark.
 #
 # ## 6. A mark in the dice
 #
@@ -991,17 +995,18 @@ for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
 # A model of 135 million parameters copies more than it rewrites, and where it copies, the mark
 # stays. (The texts were decoded and encoded again, as a detector in the wild has to: z may
 # differ a little from the one above.) What is new has no mark, and what is left of z depends on how
-# much is old. (And on the length: 26 tokens have less of a z than 36.) Kirchenbauer et al. (2024) find, with strong paraphrases by people, that about 800
-# tokens are needed before their detector is sure again.
+# much is old. (And on the length: 26 tokens have less of a z than 36.) Kirchenbauer et al. (2024)
+# report that after strong paraphrases by people their detector needs 800 tokens on average, at a
+# false positive rate of 10⁻⁵.
 #
 # **No choice, no mark.** Section 5 shows it: where the model is nearly sure, the bias does
-# not change the token. A fact, a quotation, code, a table, a short answer carry
-# little of it, at any length that they have.
+# not change the token. A quotation or a bare fact carries little of it, however strong the bias
+# (within reason), and so does greedy text of the race: nothing is drawn.
 #
 # **Speculation** (lesson 13). Its accept rule keeps the target's distribution exactly, and the
-# mark of `Watermark` *is* the target's distribution: it stays. But the draft does not know it.
-# A draft token is accepted with probability Σ min(p, q), which we noted at each step (q with the
-# bias, p without: as if the draft model were the model itself).
+# mark of `Watermark` is in that distribution: it stays. But the draft does not know it. A draft
+# token is accepted with probability Σ min(p, q). We noted it at each step, for a draft from the
+# model itself without the bias (p here) and a target with it (q).
 
 # %%
 for name in rules:
@@ -1009,12 +1014,12 @@ for name in rules:
     print(f"{name:8} a draft of the unmarked model is accepted with {accepted:.2f}")
 
 # %% [markdown]
-# Without a mark every token of such a draft is accepted. With one, fewer: the stronger the mark, the
-# slower (He et al., 2026, study that trade-off). A draft that uses the same green list does
-# not have the problem. With the race it is worse: an accepted draft token was
-# drawn with the *draft's* random numbers, so it has no mark at all unless those are keyed, too. vLLM
-# has a "dual key" for that: one key for draft tokens, one for the others, and the
-# detector looks for both.
+# Without a mark every token of such a draft is accepted. The stronger the mark, the fewer are, and
+# the slower it gets (He et al., 2026, study that trade-off). A draft that adds the bias to the
+# same green list does not have the problem. The race has another one: an accepted token
+# was drawn with the *draft's* random numbers, so it has no mark, unless those are keyed, too. vLLM
+# has a "dual key" for that: one for draft tokens, one for the others, and its detector looks for
+# both.
 #
 # ## 9. What the number says
 #
@@ -1117,7 +1122,8 @@ for share in (0.5, 0.1, 0.01, 0.001):
 # 1. All green: z = (1 - γ)n / √(nγ(1 - γ)) = √(n(1 - γ)/γ): √50 = 7.1 and √150 = 12.2. A smaller
 #    γ, since chance explains less.
 # 2. Its list depends on the last id of the prompt, which a detector does not have.
-# 3. The race. (Or greedy decoding, with or without a mark.)
+# 3. The race. (And nearly so the tournament with many layers; and greedy decoding, with or
+#    without a mark.)
 # 4. The tokens may be others: "⏎⏎" may come back as one token or as two, a half word at the start
 #    as another token. Then its pairs are others, and chance decides.
 #

@@ -827,15 +827,13 @@ def test_g_may_have_any_dtype(tournament, dtype):
 
 
 def test_no_probability_is_below_0(tournament):
-    """In float32 the mass of all tokens may be 1.0000001, or 0.9999999."""
-    probs = torch.full((49,), 1 / 49)
-    g = torch.ones(1, 49)
+    """In floats the mass of all tokens is not exactly 1."""
+    probs, g = torch.zeros(49), torch.ones(1, 49)
     g[:, 48] = 0
-    probs[:48] = some_logits(1, 48, 3)[0].softmax(-1) * (1 + 4e-7)
+    probs[:48] = some_logits(1, 48, 3)[0].softmax(-1) * (1 + 2e-6)
     probs[48] = 1e-6
-    assert (probs * g[0]).sum() > 1
     got = tournament(probs, g)
-    call = "tournament where m comes out as 1.0000004: the smallest probability"
+    call = "tournament where m comes out as 1.000002: the smallest probability"
     expect.tensor(got, (49,), call, torch.float32)
     lowest = got.min().item()
     assert lowest >= 0, f"{call} should be 0, not {lowest:.2g}: no probability is below"
