@@ -1000,8 +1000,8 @@ for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
 # false positive rate of 10⁻⁵.
 #
 # **No choice, no mark.** Section 5 shows it: where the model is nearly sure, the bias does
-# not change the token. A quotation or a bare fact carries little of it, however strong the bias
-# (within reason), and so does greedy text of the race: nothing is drawn.
+# not change the token. A quotation or a bare fact carries little of a mark. (And greedy text carries
+# nothing of the race, in which nothing is drawn.)
 #
 # **Speculation** (lesson 13). Its accept rule keeps the target's distribution exactly, and the
 # mark of `Watermark` is in that distribution: it stays. But the draft does not know it. A draft
