@@ -972,28 +972,25 @@ for name, score in (("race", race_score), ("tournament", mean_g)):
 # before and after.
 
 # %%
-marked = [tokenizer.decode(texts["bias 2"][i, PROMPT:]) for i in (2, 3)]
-ask = "Rewrite the following text in your own words.\n\n"
-chats = [[{"role": "user", "content": ask + text}] for text in marked]
+marked = tokenizer.decode(texts["bias 2"][3, PROMPT:])
+ask = f"Rewrite the following text in your own words.\n\n{marked}"
 asked = tokenizer.apply_chat_template(
-    chats,
+    [{"role": "user", "content": ask}],
     add_generation_prompt=True,
     return_tensors="pt",
     return_dict=True,
-    padding=True,
 ).to(model.device)
 out = model.generate(**asked, do_sample=False, max_new_tokens=26)
-for text, row in zip(marked, out[:, asked.input_ids.shape[1] :], strict=True):
-    rewritten = tokenizer.decode(row, skip_special_tokens=True)
-    for name, words in (("before", text), ("after", rewritten)):
-        again = tokenizer(words, return_tensors="pt").input_ids
-        print(
-            f"{name:6} z {detect(again, KEY, VOCAB, GAMMA, 0):4.1f}  {words.strip()!r}"
-        )
+new = out[0, asked.input_ids.shape[1] :]
+rewritten = tokenizer.decode(new, skip_special_tokens=True)
+for name, text in (("before", marked), ("after", rewritten)):
+    again = tokenizer(text, return_tensors="pt").input_ids
+    z = detect(again, KEY, VOCAB, GAMMA, 0)
+    print(f"{name:6} z {z:4.1f}  {text.strip()!r}")
 
 # %% [markdown]
 # A model of 135 million parameters copies more than it rewrites, and where it copies, the mark
-# stays. (The texts were decoded and encoded again, as a detector in the wild has to: z may
+# stays. (The text was decoded and encoded again, as a detector in the wild has to: z may
 # differ a little from the one above.) What is new has no mark, and what is left of z depends on how
 # much is old. (And on the length: 26 tokens have less of a z than 36.) Kirchenbauer et al. (2024)
 # report that after strong paraphrases by people their detector needs 800 tokens on average, at a
