@@ -35,6 +35,7 @@ NOT_THERE = "looks for suffixes that are never counted"
 
 SAME = "the text of the mutant is that of the answer"
 AS_LONG = "there are as many logits as rows"
+ONE_EACH = "there are as many contexts as rows"
 WORDS = "the words of a sentence are the author's; its numbers are checked"
 
 EQUIVALENT = {
@@ -409,6 +410,31 @@ EQUIVALENT = {
         "nothing left to compute') for request → nothing left to computex') for request": WORDS,
         "append(f'request {request.id} → append(f'request x{request.id} (no. 2)": WORDS,
         "} waits with {request.blocks}' → } waits with x{request.blocks}'": WORDS,
+    },
+    "detect": {
+        "if prompt_length < 0: raise ValueError( → if prompt_length < -1: raise ValueError(": (
+            "then there is one id, so no pair, which is a ValueError, too"
+        ),
+        "answer[1:], strict=False)) if ignore_repeated → answer[1:])) if ignore_repeated": (
+            "zip is not strict by default"
+        ),
+    },
+    "gumbel_pick": {
+        "context.tolist(), strict=True): with torch → context.tolist()): with torch": ONE_EACH,
+        "(), strict=True): with torch → (), strict=False): with torch": ONE_EACH,
+        "torch.cat(picked).to(logits.device) → torch.cat(picked)": ON_THE_CPU,
+        "(logits.float().cpu(), context.tolist( → (logits.float(), context.tolist(": ON_THE_CPU,
+        "torch.random.fork_rng(devices=[]): torch.default_generator → torch.random.fork_rng(): torch.default_generator": (
+            "the generators of GPUs are put back, too, and nobody has drawn from them"
+        ),
+        "multinomial_from_scratch(row.softmax(-1)[None])) → multinomial_from_scratch(row.softmax(0)[None]))": (
+            "a row has one dimension"
+        ),
+    },
+    "gumbel_score": {
+        "(-draws[token].item())) return total → (-draws[token])) return total": (
+            "math takes a tensor of one number for it"
+        ),
     },
     "constrained_decode": {
         "1) if fed.item() == eos_id: → 1) if fed == eos_id:": ONE_ROW,

@@ -68,3 +68,14 @@ def test_a_mask_turns_the_two_ways_to_write_ab_round():
     a, b, ab = 0.5, 0.3, 0.2
     assert a / (a + ab) == pytest.approx(0.714, abs=1e-3)
     assert a * b / (a * b + ab) == pytest.approx(0.43, abs=1e-2)
+
+
+def test_four_pairs_counted_five_times_make_a_z_of_3_out_of_1():
+    """The exam question of lesson 16, and a question for the room."""
+    z = reference("z_score")
+    assert z(44, 64, 0.5) == pytest.approx(3)
+    assert z(44 - 4 * 4, 64 - 4 * 4, 0.5) == pytest.approx(1.15, abs=0.01)
+    accused = 0.8 * 0.002, 0.001 * 0.998
+    assert accused[0] / sum(accused) == pytest.approx(0.62, abs=0.005)
+    innocent = 0.99**30
+    assert 1 - innocent == pytest.approx(0.26, abs=0.005)
