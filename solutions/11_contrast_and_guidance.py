@@ -363,3 +363,364 @@ plt.show()
 for i, scale in enumerate(SCALES):
     print(f"scale {scale:3}:", end=" ")
     print("  ".join(f"{t}: {(v[:, i].mean() if v.unique().numel() == 2 else v[:, i].median()):.2f}" for t, v in curves))
+
+# %% [markdown]
+# ## 3. Trust the text, not the memory
+#
+# The same line, another pair. A model reads a text that contradicts what it has learned
+# (an update, a story, the documents of a search) and answers from memory all the same.
+# *Context-aware decoding* (Shi et al., 2024) moves the answer further in the direction
+# that the context has pushed it: *a* and *b* are the model with the context, *c* is the
+# model without.
+
+# %% [markdown]
+# ### Exercise 11.3 · `context_aware`
+#
+# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 3 lines
+#
+# with + weight · (with - without), in log-probabilities. So a weight of 0 is the model
+# with the context: this is the other convention. Write it out, or find the scale for
+# which `guide` does it.
+#
+# By hand: with the context two tokens have 0.5 and 0.5, without it 0.8 and 0.2. With
+# weight 1 the softmax of the scores is 0.2 and 0.8, with weight 0 it is 0.5 and 0.5.
+#
+# <details><summary>Hint 1</summary>with + w · (with - without) = without + (w + 1) ·
+# (with - without).</details>
+
+
+# %% tags=["exercise"]
+def context_aware(
+    with_context: torch.Tensor, without: torch.Tensor, weight: float
+) -> torch.Tensor:
+    """Scores that trust the context more: with + weight * (with - without).
+
+    with_context, without: (batch, vocab) logits of any float dtype. weight: 0 is the
+    model with the context. Returns a new (batch, vocab) tensor, float32: log-
+    probabilities up to a constant for each row. Shi et al., 2024.
+    """
+    ### BEGIN SOLUTION
+    return guide(with_context, without, 1 + weight)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(context_aware)
+
+# %% [markdown]
+# Four texts that contradict what everybody knows. **Predict:** does more weight always
+# make the answer of the text more likely?
+
+# %%
+STORIES = [  # context, question, its answer, the usual answer
+    ("In this game, one plus one is seven.", "One plus one is", "seven", "two"),
+    (
+        "This year the winter Olympics begin in July.",
+        "The winter Olympics begin in",
+        "July",
+        "February",
+    ),
+    (
+        "In Wonderland, the opposite of hot is tall.",
+        "The opposite of hot is",
+        "tall",
+        "cold",
+    ),
+    (
+        "In this story, the capital of France is Madrid.",
+        "The capital of France is",
+        "Madrid",
+        "Paris",
+    ),
+]
+weights = [0, 0.5, 1, 1.5, 2, 3]
+fig, axes = plt.subplots(1, 4, figsize=(8.6, 2.5), sharey=True)
+for ax, (context, question, *answers) in zip(axes, STORIES, strict=True):
+    both, _ = cached_step(model, ids_of(f"{context} {question}"), None)
+    alone, _ = cached_step(model, ids_of(question), None)
+    scores = [context_aware(both, alone, weight) for weight in weights]
+    answers.append(tokenizer.decode([scores[-1].argmax().item()]).strip())
+    for answer in dict.fromkeys(answers):
+        place = tokenizer(" " + answer)["input_ids"][0]
+        ax.plot(weights, [s.softmax(-1)[0, place] for s in scores], label=answer)
+    ax.set(xlabel="weight", ylim=(0, 1))
+    ax.legend(fontsize=8, loc="center right")
+axes[0].set(ylabel="probability")
+plt.show()
+
+# %% [markdown]
+# In three of four the text wins, already with a weight of ½. In the fourth the answer
+# gains at first and then loses to "Spain": Madrid and Spain were both made likelier by
+# the text, Spain was nearly impossible without it, and a large weight rewards exactly
+# that. Extrapolating goes in the right direction, and then too far. The price: both
+# texts are run, so two calls for each token.
+#
+# ## 4. An expert and an amateur
+#
+# Greedy text is dull, and it repeats itself (lesson 08). *Contrastive decoding* (Li et
+# al., 2023) has an idea why: what is dull is what even a *bad* model would write. So
+# take a good model, the expert, and move away from a bad one, the amateur. Li et al.
+# used OPT-13B and OPT-125M.
+#
+# There is one model in this course, so the amateur must be made of it. Ours is
+# nearsighted: the same model, but it sees only the last token of the text. It still
+# knows which word often follows which, and nothing else.
+
+
+# %%
+def nearsighted(ids, sees=1):
+    """The amateur: the same model, given the last tokens of the text only."""
+    return model(ids[:, -sees:], logits_to_keep=1).logits[:, -1]
+
+
+def steered(prompt, new, score):
+    """Greedy decoding of score(logits, ids), without the prompt: ids, and as text."""
+    out = fed = ids_of(prompt)
+    start, cache = out.shape[1], None
+    for _ in range(new):
+        logits, cache = cached_step(model, fed, cache)
+        fed = pick_greedy(score(logits, out))
+        out = torch.cat([out, fed], -1)
+        if fed.item() == EOS:
+            break
+    return out[0, start:].tolist(), tokenizer.decode(out[0, start:])
+
+
+NIGHT = "It was a dark and stormy night."
+greedy_ids, text = steered(NIGHT, 24, lambda logits, ids: logits)
+print(f"rep-3 {rep_n(greedy_ids, 3):.2f}: {text!r}")
+
+# %% [markdown]
+# **Predict:** the formula as it stands, expert + ½ · (expert - amateur), for the first
+# token. Which token wins?
+
+# %%
+expert, _ = cached_step(model, ids_of(NIGHT), None)
+amateur = nearsighted(ids_of(NIGHT))
+unmasked = guide(expert, amateur, 1.5)  # expert + 0.5 * (expert - amateur)
+for name, scores in (("expert", expert), ("amateur", amateur), ("unmasked", unmasked)):
+    print(f"{name:9}", best(scores))
+winner = unmasked.argmax(-1, keepdim=True)
+for name, logits in (("expert", expert), ("amateur", amateur)):
+    p = logits.softmax(-1).gather(-1, winner).item()
+    print(f"p of the winner, {name}: {p:.1e}")
+
+# %% [markdown]
+# The text would end at once. The expert gives its EOS one chance in thousands, but the
+# amateur gives it far less still, and the *ratio* is what counts. A ratio of two tiny
+# numbers is noise, and among 49,152 tokens some noise is always large. So only tokens
+# that the expert itself finds plausible may take part.
+
+# %% [markdown]
+# ### Exercise 11.4 · `plausible`
+#
+# difficulty ★☆☆ · importance ★★★ · 5 min · our answer: 4 lines
+#
+# Which tokens are plausible: those with at least `alpha` times the probability of the
+# likeliest token of their row. (You know this rule. Lesson 06 calls it min-p. Here it
+# is a mask.)
+#
+# By hand: with the probabilities 0.6, 0.3, 0.1 and `alpha=0.25` the floor is 0.15: `[[
+# True, True, False]]`. With `alpha=0` all are plausible, with 1 the likeliest and what
+# ties with it.
+#
+# <details><summary>Hint 1</summary><code>amax(-1, keepdim=True)</code> has shape
+# <code>(batch, 1)</code>: a floor for each row.</details>
+
+
+# %% tags=["exercise"]
+def plausible(logits: torch.Tensor, alpha: float) -> torch.Tensor:
+    """True for tokens with at least alpha times the probability of the likeliest.
+
+    logits: (batch, vocab) of any float dtype, left unchanged. alpha: 0 to 1; 0 is True
+    for all. Returns bool (batch, vocab). Raises ValueError for alpha outside 0 to 1.
+    Li et al., 2023.
+    """
+    ### BEGIN SOLUTION
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
+    probs = logits.float().softmax(-1)
+    return probs >= alpha * probs.amax(-1, keepdim=True)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(plausible)
+
+# %% tags=["nbval-check-output"]
+for alpha in (0, 0.001, 0.01, 0.1, 0.5):
+    mask = plausible(expert, alpha)
+    print(f"alpha {alpha:5}: {mask.sum().item():6} plausible", end="   best of them: ")
+    print(best(unmasked.masked_fill(~mask, -torch.inf), min(4, mask.sum().item())))
+
+# %% [markdown]
+# ### Exercise 11.5 · `contrastive`
+#
+# difficulty ★★☆ · importance ★★★ · 10 min · our answer: 3 lines
+#
+# expert + beta · (expert - amateur) in log-probabilities, for tokens that are plausible
+# for the *expert*; -inf for all others. With `beta=0` the best token is the expert's.
+# (This is the form of O'Brien and Lewis, 2023. Li et al. rank by expert - amateur
+# alone: what a large beta comes to.)
+#
+# By hand: expert 0.6, 0.3, 0.1, amateur 0.8, 0.1, 0.1, `alpha=0.25`, `beta=1`. The
+# third token is not plausible: -inf. The others have 0.6² / 0.8 = 0.45 and 0.3² / 0.1 =
+# 0.9, and so the second one wins with 2/3.
+#
+# <details><summary>Hint 1</summary>The sum is <code>guide</code> with the scale 1 +
+# beta, or <code>context_aware</code> with the weight beta. Then
+# <code>masked_fill</code> where it is <em>not</em> plausible: <code>~</code>.</details>
+
+
+# %% tags=["exercise"]
+def contrastive(
+    expert: torch.Tensor, amateur: torch.Tensor, alpha: float, beta: float
+) -> torch.Tensor:
+    """expert + beta * (expert - amateur) for tokens that the expert finds plausible.
+
+    expert, amateur: (batch, vocab) logits of any float dtype. alpha: as in `plausible`.
+    Returns a new (batch, vocab) tensor, float32: log-probabilities up to a constant for
+    each row, -inf for tokens that are not plausible, whatever the amateur says.
+    Raises ValueError for alpha outside 0 to 1. Li et al., 2023.
+    """
+    ### BEGIN SOLUTION
+    mask = plausible(expert, alpha)
+    scores = guide(expert, amateur, 1 + beta)
+    return scores.masked_fill(~mask, -torch.inf)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(contrastive)
+
+# %% [markdown]
+# The same beginning with and without the mask, and with an amateur that sees eight
+# tokens instead of one:
+
+
+# %%
+def with_amateur(alpha, beta, sees):
+    return lambda logits, ids: contrastive(logits, nearsighted(ids, sees), alpha, beta)
+
+
+for alpha, beta, sees in ((0, 0.5, 1), (0.1, 0.5, 1), (0.1, 1.0, 8)):
+    ids, text = steered(NIGHT, 24, with_amateur(alpha, beta, sees))
+    print(f"alpha {alpha}, beta {beta}, amateur sees {sees}", end="   ")
+    print(f"rep-3 {rep_n(ids, 3):.2f}\n   {text!r}")
+
+# %% [markdown]
+# No mask, no text. With it the ghosts are gone: what a nearsighted reader expects is
+# what repeats. One beginning shows what can happen, not how often. And be clear about
+# the amateur: it is no small model, and it costs as much for each token as any other
+# call of the same model (a small model is cheaper, and that is why the paper uses one).
+#
+# ## 5. Tuning by proxy
+#
+# Take *a*, *b* and *c* from three different models: the model to steer; a small model
+# that was trained for the style that is wanted; and the same small model from before
+# that training. The difference of the two small ones is what the training did, and it
+# is added to the large one, whose weights nobody touches. That is *proxy-tuning* (Liu
+# et al., 2024); with an expert and an "anti-expert" it was known as DExperts (Liu et
+# al., 2021). With proxies of 7B parameters, Liu et al. close 88% of the gap between
+# Llama2-70B and its chat version.
+
+# %% [markdown]
+# ### Exercise 11.6 · `proxy_tune`
+#
+# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 2 lines
+#
+# base + weight · (tuned - untuned), in log-probabilities.
+#
+# By hand: base 0.5, 0.5; tuned 0.6, 0.4; untuned 0.2, 0.8. The tuning made the first
+# token 3 times as likely and the second half as likely: 1.5 against 0.25, so the first
+# has 6/7. With weight 2 it is 4.5 against 0.125: 36/37.
+#
+# <details><summary>Hint 1</summary><code>guide</code> does not fit: here <em>a</em> and
+# <em>c</em> are different models. Three times
+# <code>.float().log_softmax(-1)</code>.</details>
+
+
+# %% tags=["exercise"]
+def proxy_tune(
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    untuned: torch.Tensor,
+    weight: float = 1.0,
+) -> torch.Tensor:
+    """The base model, moved by what tuning did to a small one.
+
+    base, tuned, untuned: (batch, vocab) logits of any float dtype, over one vocabulary.
+    Returns a new (batch, vocab) tensor, float32: log-probabilities up to a constant for
+    each row. weight: 0 is the base model. Liu et al., 2024.
+    """
+    ### BEGIN SOLUTION
+    base, tuned, untuned = (x.float().log_softmax(-1) for x in (base, tuned, untuned))
+    return base + weight * (tuned - untuned)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(proxy_tune)
+
+# %% [markdown]
+# How small may the small model be? All it needs is logits over the same vocabulary. Our
+# two are tables: how often does one token follow another, counted in a few lines of
+# text (Markov's idea of 1913). The untuned one has read the plain lines, the tuned one
+# has gone on with old-fashioned ones.
+
+# %%
+PLAIN = (
+    "My friend, you are late again. Where have you been all night? Your mother has "
+    "asked for you, and I do not know what you would have me say. Have you no shame? "
+    "If you had told me, I would have come to you. You know that I love you. Now go, "
+    "and may your journey be short. You must not stay here before the evening comes. "
+    "Perhaps you will find what you seek."
+)
+OLD = (
+    "My friend, thou art late again. Where hast thou been all night? Thy mother hath "
+    "asked for thee, and I know not what thou wouldst have me say. Hast thou no shame? "
+    "If thou hadst told me, I would have come to thee. Thou knowest that I love thee. "
+    "Now go, and may thy journey be short. Thou must not stay here ere the evening "
+    "cometh. Perchance thou wilt find what thou seekest."
+)
+
+
+class Counts:
+    """A language model that is a table: which token follows which, and how often."""
+
+    def __init__(self, *texts):
+        self.alone, self.after = torch.full((len(tokenizer),), 0.05), {}
+        for text in texts:
+            ids = tokenizer(text)["input_ids"]
+            for before, after in zip(ids, ids[1:], strict=False):
+                row = self.after.setdefault(before, torch.zeros(len(tokenizer)))
+                for counts in (self.alone, row):
+                    counts[after] += 1
+
+    def logits(self, ids):
+        """What follows the last token; where it is unknown, what is frequent."""
+        usual = self.alone / self.alone.sum()
+        counts = self.after.get(ids[0, -1].item(), torch.zeros(1))
+        return (counts + 2 * usual).log()[None].to(ids.device)
+
+
+untuned, tuned = Counts(PLAIN), Counts(PLAIN, OLD, OLD)
+
+# %%
+SISTER = "My dear sister,"
+for weight in (0, 0.5, 1):
+    ids, text = steered(
+        SISTER,
+        20,
+        lambda logits, ids, w=weight: proxy_tune(
+            logits, tuned.logits(ids), untuned.logits(ids), w
+        ),
+    )
+    print(f"weight {weight}: {text!r}")
+
+# %% [markdown]
+# Two tables from ten lines of text make a model of 135 million parameters say "thou",
+# with its grammar ("hath"). With weight 1 it is stuck in the tables' few phrases: a
+# small model hands on its ignorance, too. The price is two calls of a small model for
+# each token; here, two look-ups. The three vocabularies must be the same: token 1,000
+# has to mean the same piece of text in all of them.
