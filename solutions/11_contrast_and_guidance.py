@@ -26,7 +26,6 @@ from course import carry
 
 cached_step = carry("cached_step")
 pick_greedy = carry("pick_greedy")
-pick_sample = carry("pick_sample")
 position_ids = carry("position_ids")
 rep_n = carry("rep_n")
 
@@ -41,7 +40,6 @@ from tiny_models import load
 
 model, tokenizer = load()
 EOS = model.generation_config.eos_token_id
-torch.set_grad_enabled(False)  # nothing is trained here
 
 
 def ids_of(text):
@@ -171,6 +169,8 @@ print("in probabilities, not their logarithms: smallest", f"{linear.min():.2f}")
 # %% [markdown]
 # The last line is a mistake that is easily made: extrapolated *probabilities* become
 # negative. In log space any weight gives a distribution.
+#
+# ## 2. Two texts, side by side
 
 # %% [markdown]
 # ### Exercise 11.2 · `cfg_decode`
@@ -266,6 +266,7 @@ QUESTIONS = [DAY, "What should I do today?"]
 SCALES = [0, 1, 2, 3, 5]
 
 
+@torch.no_grad()
 def prefilled(rows, copies):
     """Logits and cache of prompts with padding on the left, each row `copies` times."""
     width = max(row.shape[1] for row in rows)
@@ -287,6 +288,7 @@ def prefilled(rows, copies):
 
 
 # %%
+@torch.no_grad()
 def stepped(token, cache, mask):
     mask = torch.cat([mask, torch.ones_like(token)], -1)
     out = model(
@@ -340,30 +342,45 @@ shown = torch.tensor(
 )
 mean_logprob = logprobs.masked_fill(ended, 0).sum(-1) / lengths
 mean_gain = gains.masked_fill(ended, 0).sum(-1) / lengths
+curves = {  # for each text and scale, and the middle of the texts
+    "perplexity, plain model": (-mean_logprob).exp(),
+    "gain in nats a token": mean_gain,
+}
+middles = {name: values.median(0).values for name, values in curves.items()}
+middles["share with a telling word"] = shown.double().mean(0)
+
+# %%
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.7))
-curves = [
-    ("perplexity, plain model", (-mean_logprob).exp()),
-    ("gain in nats a token", mean_gain),
-    ("share with a telling word", shown.double()),
-]
-for ax, (title, values) in zip(axes, curves, strict=True):
-    ax.plot(SCALES, values.T, color=figures.SKY, linewidth=0.7, alpha=0.6)
-    middle = values.mean(0) if values is curves[2][1] else values.median(0).values
+for ax, (name, middle) in zip(axes, middles.items(), strict=True):
+    if name in curves:
+        ax.plot(SCALES, curves[name].T, color=figures.SKY, linewidth=0.7, alpha=0.6)
     ax.plot(SCALES, middle, "o-", color=figures.BLUE)
     ax.axvline(1, color=figures.GREY, linestyle=":")
-    ax.set(title=title, xlabel="guidance scale")
+    ax.set(title=name, xlabel="guidance scale")
 axes[0].set(yscale="log")
-for line in axes[2].lines[: len(pairs)]:
-    line.remove()  # yes or no for each text: only the share tells something
+axes[2].set(ylim=(0, 1.05))
 plt.show()
-for i, scale in enumerate(SCALES):
-    print(f"scale {scale:3}:", end=" ")
-    print(
-        "  ".join(
-            f"{t}: {(v[:, i].mean() if v.unique().numel() == 2 else v[:, i].median()):.2f}"
-            for t, v in curves
-        )
-    )
+for name, middle in middles.items():
+    row = (f"{scale}: {value:.2f}" for scale, value in zip(SCALES, middle, strict=True))
+    print(f"{name:26}", "   ".join(row))
+
+# %% [markdown]
+# Thin lines are texts, the thick one is their median. From left to right: how surprised
+# the plain model is by the text; how much likelier the condition makes it; and how many
+# of the eight texts have a word that shows the condition.
+#
+# What guidance promises, the second panel, it keeps: the more of it, the more the text
+# is one that only the condition explains. The first panel has the price. At scale 2 the
+# perplexity is not yet twice that of plain greedy text, at 5 it is more than ten times
+# as high, and the texts fall apart. The words that a reader looks for are most frequent
+# at 2; beyond it pirates write "mornin' be lookin'". (Eight texts are few: 7 against 5
+# of them is no proof.) text-generation-webui's manual, with reference to the paper,
+# calls 1.5 a good value.
+#
+# The cost is two calls for each token, and two caches. It is the same loop that users
+# of an engine once wrote with *one* cache: the second text then read the keys of the
+# first, and the model "[turned quite
+# wonky](https://github.com/turboderp/exllama/issues/129)".
 
 # %% [markdown]
 # ## 3. Trust the text, not the memory
@@ -469,6 +486,7 @@ plt.show()
 
 
 # %%
+@torch.no_grad()
 def nearsighted(ids, sees=1):
     """The amateur: the same model, given the last tokens of the text only."""
     return model(ids[:, -sees:], logits_to_keep=1).logits[:, -1]
@@ -804,12 +822,14 @@ print(f"the wrong way round: {wrong.item():.3f}")
 
 
 # %%
+@torch.no_grad()
 def hidden_states(text):
     """Of each layer but the last (layers, seq, dim), and the logits (seq, vocab)."""
     out = model(ids_of(text), output_hidden_states=True)
     return torch.cat(out.hidden_states[:-1]), out.logits[0]
 
 
+@torch.no_grad()
 def lens(states):
     """The logits that the model would give if it ended here."""
     core = model.base_model
@@ -820,9 +840,9 @@ def lens(states):
 TEXT = "The author of Hamlet was William Shakespeare, who was born in England in the"
 states, final = hidden_states(TEXT)
 far = torch.stack([js_divergence(final, lens(layer)) for layer in states])
-bare = torch.stack(
-    [js_divergence(final, model.get_output_embeddings()(layer)) for layer in states]
-)
+head = model.get_output_embeddings()
+with torch.no_grad():
+    bare = torch.stack([js_divergence(final, head(layer)) for layer in states])
 
 # %%
 told_ids = ids_of(TEXT)[0]
@@ -836,7 +856,7 @@ for ax, values, title in (
     (right, bare, "without it"),
 ):
     image = ax.imshow(values, aspect="auto", origin="lower", vmin=0, vmax=0.7)
-    ax.plot(values.argmax(0), "o", color="white", markersize=3)
+    ax.plot(values[2:].argmax(0) + 2, "o", color="white", markersize=3)
     ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
     ax.set(title=title)
 left.set(ylabel="layer")
@@ -844,16 +864,21 @@ fig.colorbar(image, ax=right, label="divergence from the last layer, nats")
 plt.show()
 
 # %% [markdown]
-# Read the left map from the bottom up (below: the token that was read → the likeliest
-# next one; white: the layer that differs most). Most of the way nothing is decided.
-# " Shakespeare" after " William" is decided late, in the last layers; " was" and " the"
-# hardly earlier. The paper's picture, easy tokens settled early and facts late, is
-# hard to see in a model of this size.
+# Below stands the token that was read → the likeliest next one. Read a column of the
+# left map from the bottom up. Where the next token is easy, as after " born" and the
+# second " in", upper layers hardly differ from the last (dark). " Shakespeare" after "
+# William" is a fact: yellow up to the last two or three layers. It is the picture that
+# the idea of DoLa comes from.
 #
-# On the right the head is applied to the bare states, as DoLa's code and the one in
-# `transformers` do. In this model, everything is at ln 2 then: no layer speaks the
-# head's language, and which one is "farthest" is rounding. What is read from the middle
-# of a model depends on how it is read.
+# White dots are the layers that differ most, from layer 2 on. (Layer 0, the embeddings,
+# would win nearly always, and for no good reason: this model's head is its embedding
+# table, so layer 0 predicts the token that was just read. The version for
+# `transformers` begins at layer 2 for such models, too.)
+#
+# On the right the head is applied to the bare states, without the norm, as DoLa's code
+# and that for `transformers` do. In this model nearly everything is at ln 2 then, and
+# which layer is the farthest is rounding: the dots are anywhere. What is read from the
+# middle of a model depends on how it is read.
 
 # %% [markdown]
 # ### Exercise 11.8 · `dola`
@@ -935,20 +960,22 @@ for question, answer in facts:
 print("right of 16:", wins)
 
 # %% [markdown]
-# On this model DoLa *loses*. Look at what it says: not nonsense, but what the early
-# layers did not expect, rarer words such as "Europa" for "Jupiter". The page of the
-# `transformers` version warns that it is not recommended for small models, where the
-# gain may be negligible. Here it is negative, whichever layers it may choose from.
-# (Sixteen questions are few, but all three differences have one sign.)
+# On this model DoLa *loses*. Look at what it says: mostly no nonsense, but what the
+# early layers did not expect, rarer words such as "Europa" for "Jupiter" or "Beijing"
+# for "China". The page of the `transformers` version warns that for small models such
+# as GPT-2 it is not recommended, since the improvement may be negligible. Here it is
+# negative, whichever layers it may choose from. (Sixteen questions are few, but all
+# three differences have one sign. And an answer counts only word for word: "Beijing" is
+# no lie.)
 #
 # The price: no further call, but the head once more for each early layer. In this model
 # the head is a large part of a call:
 
 # %% tags=["nbval-check-output"]
-head = model.get_output_embeddings().weight.numel()
+head_weights = head.weight.numel()
 body = sum(p.numel() for p in model.parameters())  # the head is counted once: tied
-print(f"the head is {head / body:.0%} of the weights", end=": ")
-print(f"7 early layers cost {7 * head / body:.1f} calls' worth")
+print(f"the head is {head_weights / body:.0%} of the weights", end=": ")
+print(f"7 early layers cost {7 * head_weights / body:.1f} calls' worth")
 
 # %% [markdown]
 # ## 7. Contrast of another kind
@@ -1029,6 +1056,7 @@ check(contrastive_search_pick)
 
 
 # %%
+@torch.no_grad()
 def contrastive_search(prompt, k, alpha, new):
     ids = ids_of(prompt)
     out = model(ids, use_cache=True, output_hidden_states=True)
@@ -1056,8 +1084,8 @@ for alpha, ids in chosen.items():
     print(f"alpha {alpha}: rep-3 {rep_n(ids, 3):.2f} {tokenizer.decode(ids)!r}")
 
 # %% [markdown]
-# With α = 0.6 the loop is gone, and the text still good; with 0.9 the fear of
-# repetition tears words apart. The price: k rows in each call (here 4), and hidden
+# With α = 0.3 the loop is gone, with 0.6 the text is still good; with 0.9 the fear of
+# repetition makes up words. The price: k rows in each call (here 4), and hidden
 # states of all that was read.
 #
 # ## The price list
@@ -1068,10 +1096,11 @@ for alpha, ids in chosen.items():
 # | context-aware | with, with, without | 2 calls, 2 caches |
 # | contrastive decoding | expert, expert, amateur | 1 call, and 1 of the amateur |
 # | proxy-tuning | base, tuned, untuned | 1 call, and 2 of a small model |
-# | DoLa | (ranks by *b* - *c*) -, last layer, early layer | 1 call, and 1 head for each early layer |
+# | DoLa | none, last layer, early layer | 1 call, and 1 head for each early layer |
 # | contrastive search | (another formula) | 1 call of k rows |
 #
-# Two calls for one token halve the speed; whoever can run both texts as two rows of one
+# DoLa and Li et al.'s contrastive decoding have no *a*: they rank by *b* - *c* alone,
+# so that all depends on the mask. Two calls for one token halve the speed; whoever can run both texts as two rows of one
 # batch pays less (lesson 07: a second row is nearly free where memory is the limit).
 #
 # ## Questions
