@@ -117,9 +117,9 @@ print("gains most, of all tokens:    ", best(gain))
 # goes beyond. It is what `generate(guidance_scale=...)` computes; the scores are not
 # normalised again.
 #
-# By hand: with the condition two tokens have 0.5 and 0.5, without it 0.8 and 0.2. With
-# scale 2 the scores are ln 0.8 + 2 · (ln 0.5 - ln 0.8) = ln 0.3125 = -1.163, and ln
-# 1.25 = 0.223. Their softmax is 0.2 and 0.8.
+# By hand: with the condition two tokens have 0.6 and 0.4, without it 0.8 and 0.2. With
+# scale 2 the scores are ln 0.8 + 2 · (ln 0.6 - ln 0.8) = ln 0.45 = -0.799, and ln 0.8 =
+# -0.223. Their softmax is 0.36 and 0.64.
 #
 # <details><summary>Hint 1</summary>Each <code>log_softmax</code> goes over the
 # vocabulary: <code>dim=-1</code>.</details>
@@ -400,8 +400,8 @@ for name, middle in middles.items():
 # with the context: this is the other convention. Write it out, or find the scale for
 # which `guide` does it.
 #
-# By hand: with the context two tokens have 0.5 and 0.5, without it 0.8 and 0.2. With
-# weight 1 the softmax of the scores is 0.2 and 0.8, with weight 0 it is 0.5 and 0.5.
+# By hand: with the context two tokens have 0.6 and 0.4, without it 0.8 and 0.2. With
+# weight 1 the softmax of the scores is 0.36 and 0.64, with weight 0 it is 0.6 and 0.4.
 #
 # <details><summary>Hint 1</summary>with + w · (with - without) = without + (w + 1) ·
 # (with - without).</details>
@@ -732,7 +732,7 @@ SISTER = "My dear sister,"
 for weight in (0, 0.5, 1):
     ids, text = steered(
         SISTER,
-        20,
+        16,
         lambda logits, ids, w=weight: proxy_tune(
             logits, tuned.logits(ids), untuned.logits(ids), w
         ),
@@ -865,8 +865,8 @@ plt.show()
 
 # %% [markdown]
 # Below stands the token that was read → the likeliest next one. Read a column of the
-# left map from the bottom up. Where the next token is easy, as after " born" and the
-# second " in", upper layers hardly differ from the last (dark). " Shakespeare" after "
+# left map from the bottom up. Where the next token is easy, as after " Shakespeare" and
+# " in", upper layers hardly differ from the last (dark). " Shakespeare" after "
 # William" is a fact: yellow up to the last two or three layers. It is the picture that
 # the idea of DoLa comes from.
 #
@@ -1078,14 +1078,14 @@ def contrastive_search(prompt, k, alpha, new):
 
 # %%
 chosen = {0: greedy_ids}  # from section 4
-for alpha, new in ((0.3, 24), (0.6, 24), (0.9, 12)):
+for alpha, new in ((0.6, 24), (0.9, 12)):
     chosen[alpha] = contrastive_search(NIGHT, 4, alpha, new)
 for alpha, ids in chosen.items():
     print(f"alpha {alpha}: rep-3 {rep_n(ids, 3):.2f} {tokenizer.decode(ids)!r}")
 
 # %% [markdown]
-# With α = 0.3 the loop is gone, with 0.6 the text is still good; with 0.9 the fear of
-# repetition makes up words. The price: k rows in each call (here 4), and hidden
+# With α = 0.6 the loop is gone, and the text is good; with 0.9 the fear of repetition
+# makes up words. The price: k rows in each call (here 4), and hidden
 # states of all that was read.
 #
 # ## The price list
