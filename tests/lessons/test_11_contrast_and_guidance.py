@@ -70,6 +70,13 @@ def distribution(got, wanted, call, hint="", tolerance=1e-5):
     expect.same(got.double().softmax(-1), wanted, what, hint, tolerance)
 
 
+def lines_of_probabilities(a, b, c, weight):
+    """The mistake of a line through probabilities, and its logarithm."""
+    line = a.exp() + weight * (b.exp() - c.exp())
+    hint = "In log-probabilities, not in probabilities: they would become negative."
+    return [(line, hint), (line.clamp(min=1e-20).log(), hint)]
+
+
 def first_that_fits(got, cases, tolerance=1e-4):
     """The hint of the first (softmax of scores, hint) that is what came back."""
     if not isinstance(got, torch.Tensor) or not got.is_floating_point():
@@ -93,10 +100,7 @@ def misguided(got, cond, uncond, scale):
     cases = [
         (c + scale * (c - u), CONVENTION),
         (c + scale * (u - c), "cond and uncond have changed places."),
-        (
-            (u.exp() + scale * (c.exp() - u.exp())).clamp(min=1e-20).log(),
-            "In log-probabilities, not in probabilities: they would become negative.",
-        ),
+        *lines_of_probabilities(u, c, u, scale),
     ]
     if not isinstance(got, torch.Tensor) or got.shape != c.shape:
         return ""
@@ -379,10 +383,7 @@ def mistrusted(got, a, b, weight):
         (a + weight * (b - a), "with and without have changed places."),
         (a + (1 + weight) * (b - a), "with and without have changed places."),
         (a - weight * b, "1 + weight times the first, minus weight times the second."),
-        (
-            (a.exp() + weight * (a.exp() - b.exp())).clamp(min=1e-20).log(),
-            "In log-probabilities, not in probabilities.",
-        ),
+        *lines_of_probabilities(a, a, b, weight),
     ]
     return first_that_fits(got, cases)
 
@@ -625,10 +626,7 @@ def mistuned(got, base, tuned, untuned, weight):
         (b + weight * (t - b), "What tuning did is tuned - untuned, both small."),
         (b + (t - u), "The difference is weighted."),
         (weight * (b + t - u), "The weight is that of the difference alone."),
-        (
-            b.exp() + weight * (t.exp() - u.exp()),
-            "In log-probabilities, not in probabilities.",
-        ),
+        *lines_of_probabilities(b, t, u, weight),
     ]
     return first_that_fits(got, cases)
 

@@ -121,7 +121,7 @@ def run(model, state, name, text):
     return logits
 
 
-@wrong("cfg_decode", SCORES, "each with a cache of its own")
+@wrong("cfg_decode", SCORES, "Each text has a cache of its own: the second has read")
 def one_cache_for_both(model, ids, negative_ids, scale, new, pick, eos_ids):
     """Both texts write into one cache: the wonky port of exllama issue 129."""
     out, fed, negative_fed, cache = ids, ids, negative_ids, None
