@@ -369,8 +369,8 @@ for name, middle in middles.items():
 # the plain model is by the text; how much likelier the condition makes it; and how many
 # of the eight texts have a word that shows the condition.
 #
-# What guidance promises, the second panel, it keeps: the more of it, the more the text
-# is one that only the condition explains. The first panel has the price. At scale 2 the
+# What guidance promises, it keeps: in the second panel the median only rises, so the
+# text is more and more one that only the condition explains. The first panel has the price. At scale 2 the
 # perplexity is not yet twice that of plain greedy text, at 5 it is more than ten times
 # as high, and the texts fall apart. The words that a reader looks for are most frequent
 # at 2; beyond it pirates write "mornin' be lookin'". (Eight texts are few: 7 against 5
@@ -430,30 +430,18 @@ check(context_aware)
 # make the answer of the text more likely?
 
 # %%
-STORIES = [  # context, question, its answer, the usual answer
-    ("In this game, one plus one is seven.", "One plus one is", "seven", "two"),
-    (
-        "This year the winter Olympics begin in July.",
-        "The winter Olympics begin in",
-        "July",
-        "February",
-    ),
-    (
-        "In Wonderland, the opposite of hot is tall.",
-        "The opposite of hot is",
-        "tall",
-        "cold",
-    ),
-    (
-        "In this story, the capital of France is Madrid.",
-        "The capital of France is",
-        "Madrid",
-        "Paris",
-    ),
-]
+STORIES = (  # context | question | its answer | the usual answer
+    "In this game, one plus one is seven.|One plus one is|seven|two\n"
+    "This year the winter Olympics begin in July."
+    "|The winter Olympics begin in|July|February\n"
+    "In Wonderland, the opposite of hot is tall.|The opposite of hot is|tall|cold\n"
+    "In this story, the capital of France is Madrid."
+    "|The capital of France is|Madrid|Paris"
+)
 weights = [0, 0.5, 1, 1.5, 2, 3]
 fig, axes = plt.subplots(1, 4, figsize=(8.6, 2.5), sharey=True)
-for ax, (context, question, *answers) in zip(axes, STORIES, strict=True):
+for ax, story in zip(axes, STORIES.splitlines(), strict=True):
+    context, question, *answers = story.split("|")
     both, _ = cached_step(model, ids_of(f"{context} {question}"), None)
     alone, _ = cached_step(model, ids_of(question), None)
     scores = [context_aware(both, alone, weight) for weight in weights]
@@ -686,7 +674,7 @@ check(proxy_tune)
 # %% [markdown]
 # How small may the small model be? All it needs is logits over the same vocabulary. Our
 # two are tables: how often does one token follow another, counted in a few lines of
-# text (Markov's idea of 1913). The untuned one has read the plain lines, the tuned one
+# text (a Markov chain). The untuned one has read the plain lines, the tuned one
 # has gone on with old-fashioned ones.
 
 # %%
@@ -1090,6 +1078,38 @@ for alpha, ids in chosen.items():
 #
 # ## The price list
 #
+# Two new tokens behind a prompt of 8, counted at the model:
+
+
+# %%
+def counted(run):
+    """How often the model is called, and with how many tokens in all."""
+    calls = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, options: calls.append(
+            (args[0] if args else options["input_ids"]).numel()
+        ),
+        with_kwargs=True,
+    )
+    run()
+    hook.remove()
+    return len(calls), sum(calls)
+
+
+night = ids_of(NIGHT)
+runs = {
+    "greedy": lambda: steered(NIGHT, 2, lambda logits, ids: logits),
+    "guidance": lambda: cfg_decode(model, night, night, 1.5, 2, pick_greedy, []),
+    "contrastive": lambda: steered(
+        NIGHT, 2, lambda logits, ids: contrastive(logits, nearsighted(ids), 0.1, 0.5)
+    ),
+    "contrastive search, k=4": lambda: contrastive_search(NIGHT, 4, 0.6, 2),
+}
+for name, run in runs.items():
+    calls, tokens = counted(run)
+    print(f"{name:24} {calls} calls   {tokens:2} tokens")
+
+# %% [markdown]
 # | method | *a*, *b*, *c* | for each new token |
 # |---|---|---|
 # | guidance | without, with, without | 2 calls, 2 caches |
