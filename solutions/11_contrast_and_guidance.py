@@ -13,9 +13,8 @@
 # distributions disagree on.**
 #
 # You write: `guide`, `cfg_decode`, `context_aware`, `plausible`, `contrastive`,
-# `proxy_tune`, `js_divergence`, `dola` and `contrastive_search_pick`. About 150
-# minutes. Builds on lessons 03, 06 and 07: their functions come along in the first
-# cell.
+# `proxy_tune`, `js_divergence`, `dola` and `contrastive_search_pick`. About 150 minutes.
+# Builds on lessons 03, 06, 07 and 08: their functions come along in the first cell.
 
 # %% tags=["setup"]
 from collections.abc import Callable
@@ -266,6 +265,7 @@ QUESTIONS = [DAY, "What should I do today?"]
 SCALES = [0, 1, 2, 3, 5]
 
 
+# %%
 @torch.no_grad()
 def prefilled(rows, copies):
     """Logits and cache of prompts with padding on the left, each row `copies` times."""
@@ -300,6 +300,7 @@ def stepped(token, cache, mask):
     return out.logits[:, -1], out.past_key_values, mask
 
 
+# %%
 def sweep(conds, negatives, new):
     """Tokens, ln p of the plain model and gain, each (prompts, scales, new)."""
     branches = [prefilled(rows, len(SCALES)) for rows in (conds, negatives)]
@@ -360,6 +361,8 @@ for ax, (name, middle) in zip(axes, middles.items(), strict=True):
 axes[0].set(yscale="log")
 axes[2].set(ylim=(0, 1.05))
 plt.show()
+
+# %%
 for name, middle in middles.items():
     row = (f"{scale}: {value:.2f}" for scale, value in zip(SCALES, middle, strict=True))
     print(f"{name:26}", "   ".join(row))
@@ -694,6 +697,7 @@ OLD = (
 )
 
 
+# %%
 class Counts:
     """A language model that is a table: which token follows which, and how often."""
 
@@ -833,6 +837,7 @@ with torch.no_grad():
     bare = torch.stack([js_divergence(final, head(layer)) for layer in states])
 
 # %%
+first = min(2, len(states) - 1)  # the layers below are no candidates
 told_ids = ids_of(TEXT)[0]
 labels = [
     f"{figures.token_label(tokenizer, i)} → {figures.token_label(tokenizer, best_id)}"
@@ -844,7 +849,7 @@ for ax, values, title in (
     (right, bare, "without it"),
 ):
     image = ax.imshow(values, aspect="auto", origin="lower", vmin=0, vmax=0.7)
-    ax.plot(values[2:].argmax(0) + 2, "o", color="white", markersize=3)
+    ax.plot(values[first:].argmax(0) + first, "o", color="white", markersize=3)
     ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
     ax.set(title=title)
 left.set(ylabel="layer")
@@ -919,7 +924,7 @@ check(dola)
 # `high` are the sets of `transformers`: every second layer of the lower or upper half.)
 
 # %%
-FACTS = (
+FACTS = (  # question | answer
     "The capital of Italy is| Rome\nThe capital of Japan is| Tokyo\n"
     "The capital of Egypt is| Cairo\nThe chemical symbol for gold is| Au\n"
     "The largest planet in the solar system is| Jupiter\n"
@@ -931,7 +936,14 @@ FACTS = (
     "The Great Wall is a landmark in| China\nBees make| honey\n"
     "The Eiffel Tower is in the city of| Paris\nThe heart pumps| blood"
 )
-SETS = {"low": range(2, 15, 2), "high": range(15, 30, 2), "the last": [29]}
+depth = len(states)  # 30 early layers, with the embeddings
+SETS = {
+    "low": [*range(2, depth // 2, 2)] or [0],
+    "high": [*range(depth // 2, depth, 2)],
+    "the last": [depth - 1],
+}
+
+# %%
 facts = [line.split("|") for line in FACTS.splitlines()]
 wins = dict.fromkeys(["greedy", *SETS], 0)
 for question, answer in facts:
@@ -939,7 +951,7 @@ for question, answer in facts:
     scores = {"greedy": final[-1:]}
     early = lens(states[:, -1:])  # (layers, 1, vocab)
     for name, layers in SETS.items():
-        scores[name] = dola(final[-1:], early[list(layers)], 0.1)
+        scores[name] = dola(final[-1:], early[layers], 0.1)
     said = {k: tokenizer.decode([s.argmax().item()]) for k, s in scores.items()}
     for name in wins:
         wins[name] += said[name] == answer
