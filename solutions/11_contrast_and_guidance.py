@@ -323,7 +323,7 @@ pairs = [(system, question) for system in CONDITIONS for question in QUESTIONS]
 tokens, logprobs, gains = sweep(
     [chat(question, system) for system, question in pairs],
     [chat(question) for _, question in pairs],
-    16,
+    14,
 )
 ended = (tokens == EOS).cumsum(-1) - (tokens == EOS).long() > 0  # behind an EOS
 lengths = (~ended).sum(-1)
@@ -724,7 +724,7 @@ SISTER = "My dear sister,"
 for weight in (0, 0.5, 1):
     ids, text = steered(
         SISTER,
-        16,
+        12,
         lambda logits, ids, w=weight: proxy_tune(
             logits, tuned.logits(ids), untuned.logits(ids), w
         ),
@@ -1078,7 +1078,7 @@ def contrastive_search(prompt, k, alpha, new):
 
 # %%
 chosen = {0: greedy_ids}  # from section 4
-for alpha, new in ((0.6, 24), (0.9, 12)):
+for alpha, new in ((0.6, 18), (0.9, 11)):
     chosen[alpha] = contrastive_search(NIGHT, 4, alpha, new)
 for alpha, ids in chosen.items():
     print(f"alpha {alpha}: rep-3 {rep_n(ids, 3):.2f} {tokenizer.decode(ids)!r}")
