@@ -174,7 +174,7 @@ print("in probabilities, not their logarithms: smallest", f"{linear.min():.2f}")
 # %% [markdown]
 # ### Exercise 11.2 · `cfg_decode`
 #
-# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 12 lines
+# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 11 lines
 #
 # The loop around it. Two texts run side by side: the prompt, and the *negative* prompt
 # (what to stay away from, here the one without the condition). In each step both are
@@ -372,13 +372,14 @@ for name, middle in middles.items():
 # the plain model is by the text; how much likelier the condition makes it; and how many
 # of the eight texts have a word that shows the condition.
 #
-# What guidance promises, it keeps: in the second panel the median only rises, so the
-# text is more and more one that only the condition explains. The first panel has the price. At scale 2 the
-# perplexity is not yet twice that of plain greedy text, at 5 it is more than ten times
-# as high, and the texts fall apart. The words that a reader looks for are most frequent
-# at 2; beyond it pirates write "mornin' be lookin'". (Eight texts are few: 7 against 5
-# of them is no proof.) text-generation-webui's manual, with reference to the paper,
-# calls 1.5 a good value.
+# Between 0 and 1 the condition does its work, without guidance. From 1 to 2 the gain
+# hardly moves in the median (for some texts it doubles), beyond that it rises: the text
+# is more and more one that only the condition explains. The first panel has the price.
+# At scale 2 the perplexity is not yet twice that of plain greedy text, at 5 it is more
+# than ten times as high, and the texts fall apart. The words that a reader looks for
+# are most frequent at 2; far beyond it pirates write "Barn storm be lookin'". (Eight
+# texts are few: 7 against 5 of them is no proof.) text-generation-webui's manual, with
+# reference to the paper, calls 1.5 a good value.
 #
 # The cost is two calls for each token, and two caches. It is the same loop that users
 # of an engine once wrote with *one* cache: the second text then read the keys of the
@@ -397,7 +398,7 @@ for name, middle in middles.items():
 # %% [markdown]
 # ### Exercise 11.3 · `context_aware`
 #
-# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 3 lines
+# difficulty ★☆☆ · importance ★★☆ · 5 min · our answer: 1 line
 #
 # with + weight · (with - without), in log-probabilities. So a weight of 0 is the model
 # with the context: this is the other convention. Write it out, or find the scale for
@@ -752,7 +753,7 @@ for weight in (0, 0.5, 1):
 # %% [markdown]
 # ### Exercise 11.7 · `js_divergence`
 #
-# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 6 lines
+# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 5 lines
 #
 # Let m = (p + q) / 2 be the mean of the two distributions. The divergence is the mean
 # of two Kullback–Leibler divergences, ½ KL(p ‖ m) + ½ KL(q ‖ m), where KL(p ‖ m) = Σ p
@@ -994,7 +995,7 @@ print(f"7 early layers cost {7 * head_weights / body:.1f} calls' worth")
 # %% [markdown]
 # ### Exercise 11.9 · `contrastive_search_pick`
 #
-# difficulty ★★★ · importance ★★☆ · 20 min · our answer: 9 lines
+# difficulty ★★★ · importance ★★☆ · 20 min · our answer: 10 lines
 #
 # One pick. `probs` are probabilities. `candidate_states` holds the states of the k
 # likeliest tokens, likeliest first, in the order of `probs.topk(k)`; `past_states`
@@ -1035,10 +1036,8 @@ def contrastive_search_pick(
         raise ValueError(f"k={k}, but {candidate_states.shape[1]} candidates")
     top = probs.topk(k)
     normalize = torch.nn.functional.normalize
-    candidates, past = (
-        normalize(candidate_states, dim=-1),
-        normalize(past_states, dim=-1),
-    )
+    candidates = normalize(candidate_states, dim=-1)
+    past = normalize(past_states, dim=-1)
     cosines = candidates @ past.transpose(1, 2)  # (batch, k, seq)
     scores = (1 - alpha) * top.values - alpha * cosines.amax(-1)
     place = scores.argmax(-1, keepdim=True)
