@@ -349,6 +349,30 @@ EQUIVALENT = {
         "(blocks), -1) → (blocks), -2)": NEGATIVE,
         "[..., 0:2]).view → [..., :2]).view": "the same slice",
     },
+    "cfg_decode": {
+        "1) if token.item() in eos_ids: → 1) if token in eos_ids:": (
+            "a tensor of one number is in a list that has this number"
+        ),
+    },
+    "proxy_tune": {
+        "(x.float().log_softmax(-1) for x in → (x.float() for x in": GROWN,
+    },
+    "js_divergence": {
+        ").clamp(min=1e-30) from_p → ).clamp(min=2e-30) from_p": (
+            "any tiny floor does: it only keeps 0 / 0 away"
+        ),
+    },
+    "dola": {
+        "arange(len(final), device=final.device) amateur = → arange(len(final)) amateur =": (
+            ON_THE_CPU
+        ),
+        "rows].float().log_softmax(-1) scores = final → rows].float() scores = final": (
+            GROWN
+        ),
+        "final.float().log_softmax(-1) - amateur return → final.float() - amateur return": (
+            GROWN
+        ),
+    },
     "ngram_draft": {
         "range(n, 0, -1): → range(n, -1, -1):": "0 ids match only in an empty text",
     },

@@ -79,3 +79,16 @@ def test_four_pairs_counted_five_times_make_a_z_of_3_out_of_1():
     assert accused[0] / sum(accused) == pytest.approx(0.62, abs=0.005)
     innocent = 0.99**30
     assert 1 - innocent == pytest.approx(0.26, abs=0.005)
+
+
+def test_guidance_turns_two_tokens_round_and_lifts_an_impossible_third():
+    """The exam question of lesson 11."""
+    guide, context_aware = reference("guide"), reference("context_aware")
+    cond, uncond = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.8, 0.2]]).log()
+    for scores in (guide(cond, uncond, 2), context_aware(cond, uncond, 1)):
+        assert scores.softmax(-1)[0].tolist() == pytest.approx([0.36, 0.64], abs=1e-5)
+    assert guide(cond, uncond, 0).softmax(-1)[0].tolist() == pytest.approx([0.8, 0.2])
+    cond = torch.tensor([[0.6, 0.4, 0.001]]).log()
+    uncond = torch.tensor([[0.8, 0.2, 0.000001]]).log()
+    assert guide(cond, uncond, 2).argsort(descending=True)[0].tolist() == [2, 1, 0]
+    assert reference("plausible")(cond, 0.1).tolist() == [[True, True, False]]
