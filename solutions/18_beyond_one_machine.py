@@ -1,0 +1,533 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 18 · Beyond one machine
+#
+# **After this lesson your decoder works through a file of prompts on all cores of a machine,
+# or of many, loses no row when one of them dies, and a model too large for one is split over
+# several.**
+#
+# You write: `waste`, `batches`, `Decoder`, `decode_file`, `split_columns`, `split_rows` and
+# `parallel_mlp`. About 130 minutes. Builds on lessons 05 and 07: `decode_cached` and
+# `eos_token_ids` come along in the first cell.
+
+# %% tags=["setup"]
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+from course import carry
+from course.kit import scale
+from tiny_models import load
+
+decode_cached = carry("decode_cached")
+eos_token_ids = carry("eos_token_ids")
+pick_greedy = carry("pick_greedy")
+BATCH = 8  # rows that are decoded together
+
+# %%
+import random
+import tempfile
+import time
+
+import matplotlib.pyplot as plt
+
+from course import check
+from course.kit import figures
+from course.kit.measures import human_texts
+from course.kit.processes import Processes
+
+model, tokenizer = load()
+folder = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# So far somebody waited for each answer. Often nobody does: a data set is to be labelled, ten
+# thousand answers are to be graded, texts are to be made for training. This is *offline* or
+# *batch* inference. What counts is rows per second and that no row is lost; how long a single
+# row takes does not matter. That leaves a freedom which a server does not have: all prompts
+# are known beforehand.
+#
+# ## 1. Padding
+#
+# Sixteen prompts, most of them short and some long, as in most files:
+
+# %% tags=["nbval-check-output"]
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Why is the sky blue?",
+    "Who wrote Hamlet?",
+    "Translate to French: good morning",
+    "What is 7 times 8?",
+    "Give a synonym of quick.",
+    "Is a whale a fish?",
+    "Name a planet.",
+    "What do bees make?",
+)
+SENTENCES = [text.split(". ")[0] for text in human_texts()]
+LONG = ["Say in one sentence what this is about: " + text for text in SENTENCES[:6]]
+asked = [*QUESTIONS, *LONG]
+random.Random(3).shuffle(asked)
+
+
+def chat(text):
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+
+
+prompts = [chat(text) for text in asked]
+lengths = [len(ids) for ids in tokenizer(prompts).input_ids]
+print(lengths)
+
+# %% [markdown]
+# Lesson 05 decoded a batch with padding on the left. The model computes something at each
+# position of padding, too, and nobody wants it. **Predict:** in batches of four, in the order
+# above, which share of all positions is padding?
+
+# %% [markdown]
+# ### Exercise 18.1 · `waste`
+#
+# difficulty ★☆☆ · importance ★★☆ · 8 min · our answer: 7 lines
+#
+# The share of positions that are padding, when rows of these lengths are put into batches, as
+# they come, and each batch is padded to its longest row. The last batch may have fewer rows.
+#
+# By hand: `waste([3, 1, 2, 2], 2)`. The batches are 3 1 and 2 2. They have 2 · 3 and 2 · 2
+# positions, 10 together; 8 of them are tokens, 2 are padding: `0.2`. With a batch size of 3
+# they are 3 1 2 and 2: 9 and 2 positions, so 3 of 11.
+#
+# <details><summary>Hint 1</summary>Count all positions: for each batch, the number of its rows
+# times its longest. What is not a token is padding.</details>
+# <details><summary>Hint 2</summary><code>range(0, len(lengths), batch_size)</code> gives the
+# starts of the batches. Where there is no position, nothing is wasted.</details>
+
+
+# %% tags=["exercise"]
+def waste(lengths: list[int], batch_size: int) -> float:
+    """The share of positions that are padding, from 0.0 to below 1.0.
+
+    lengths: tokens of each row, in the order in which rows are put into batches; left
+    unchanged. Without any position: 0.0. Raises ValueError for a batch_size below 1.
+    """
+    ### BEGIN SOLUTION
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    positions = 0
+    for start in range(0, len(lengths), batch_size):
+        batch = lengths[start : start + batch_size]
+        positions += len(batch) * max(batch)
+    return 1 - sum(lengths) / positions if positions else 0.0
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(waste)
+
+# %% tags=["nbval-check-output"]
+for name, order in (("as they come", lengths), ("by length", sorted(lengths))):
+    print(f"{name:12}: {waste(order, 4):.0%} of the positions are padding")
+
+# %% [markdown]
+# Sorted by length, rows of a batch are nearly as long as each other. The order of the file
+# must come back in the end, so we sort *keys*, not rows: a row's number, by which its answer
+# is found again.
+
+# %% [markdown]
+# ### Exercise 18.2 · `batches`
+#
+# difficulty ★☆☆ · importance ★★☆ · 8 min · our answer: 5 lines
+#
+# Put prompts into batches by their length, shortest first; those of equal length stay in
+# their order. Return the keys of each batch, not the prompts: the key of a prompt is its
+# place in the list. The last batch has what is left.
+#
+# By hand: `batches(["ccc", "a", "bb", "dd"], 3)`. By length: a (key 1), bb (2), dd (3), ccc
+# (0). So it is `[[1, 2, 3], [0]]`.
+#
+# <details><summary>Hint 1</summary><code>sorted</code> keeps the order of what is equal. It
+# can sort <code>range(len(prompts))</code> with a <code>key</code>.</details>
+# <details><summary>Hint 2</summary>Then cut the list of keys as in <code>waste</code>.</details>
+
+
+# %% tags=["exercise"]
+def batches(prompts: list, batch_size: int) -> list[list[int]]:
+    """The keys of each batch, shortest prompts first.
+
+    prompts: texts, or lists of ids; the length is what `len` says. Left unchanged.
+    Each of the keys 0 to len(prompts) - 1 is in one batch. Without prompts: [].
+    Raises ValueError for a batch_size below 1.
+    """
+    ### BEGIN SOLUTION
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    keys = sorted(range(len(prompts)), key=lambda key: len(prompts[key]))
+    return [keys[n : n + batch_size] for n in range(0, len(keys), batch_size)]
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(batches)
+
+# %%
+as_they_come = [list(range(n, n + 4)) for n in range(0, len(prompts), 4)]
+ids = tokenizer(prompts).input_ids
+fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+for ax, title, groups in (
+    (axes[0], "as they come", as_they_come),
+    (axes[1], "by length", batches(ids, 4)),
+):
+    for n, group in enumerate(groups):
+        rows = [4 * n + i + n / 2 for i in range(len(group))]
+        wide = max(lengths[key] for key in group)
+        own = [lengths[key] for key in group]
+        padding = [wide - length for length in own]
+        ax.barh(rows, padding, color=figures.YELLOW, label="padding" if not n else "")
+        ax.barh(rows, own, left=padding, label="tokens" if not n else "")
+    ax.set(title=title, xlabel="positions", yticks=[])
+    ax.invert_yaxis()
+axes[0].set_ylabel("rows, in batches of four")
+axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+
+
+# %%
+def seconds(groups):
+    start = time.perf_counter()
+    for group in groups:
+        made = tokenizer([prompts[key] for key in group], return_tensors="pt", padding=True)
+        made = made.to(model.device)
+        with torch.no_grad():
+            model(**made, logits_to_keep=1)
+    return time.perf_counter() - start
+
+
+as_given, by_length = seconds(as_they_come), seconds(batches(ids, 4))
+print(f"prompts read by length take {by_length / as_given:.2f} of the time")
+
+# %% [markdown]
+# That is for the prompts. Answers are padded, too: a row that has its EOS waits for the
+# longest of its batch, and nobody knows beforehand which that is. Lesson 17's answer, rows
+# that join and leave at any step, holds here as well: a large file is best sent to an engine
+# that has many rows in flight.
+#
+# ## 2. One copy of the model
+#
+# Whatever spreads the work over processes, each of them needs a copy of the model. It must be
+# loaded there, once, and then serve batch after batch. Ray calls such an object an *actor*: a
+# class, of which each process makes one object, and calls it with batches. A batch comes as
+# columns, as in a table: a dict from names to arrays of equal length.
+
+# %% [markdown]
+# ### Exercise 18.3 · `Decoder`
+#
+# difficulty ★★☆ · importance ★★★ · 20 min · our answer: 16 lines
+#
+# A class whose objects decode batches. Load in `__init__`, once; decode greedily in
+# `__call__`. Every column that comes in goes out unchanged, above all the key, and two are
+# added: `ids`, the new ids of each row as a list, up to its EOS (with it) and without padding,
+# and `text`, the same in words, without special tokens.
+#
+# By hand: EOS is 2. The rows of a batch were continued with 5 7 2 and 8 2 and padding: `ids`
+# is `[[5, 7, 2], [8, 2]]`.
+#
+# `decode_cached(model, ids, mask, max_new_tokens, pick_greedy, eos_ids, pad_id)`, from lesson
+# 07, does the work. It returns prompts and new ids.
+#
+# <details><summary>Hint 1</summary>The object may be made in another process, on another
+# machine. So it must not use the notebook's <code>model</code>: call
+# <code>loader</code>.</details>
+# <details><summary>Hint 2</summary><code>tokenizer(list(batch["prompt"]), padding=True,
+# return_tensors="pt")</code> gives ids and mask, padded on the left. New ids begin at
+# <code>ids.shape[1]</code>, the same for all rows.</details>
+# <details><summary>Hint 3</summary>Cut at the first id that is one of
+# <code>eos_token_ids(model)</code>. Do not look for padding: the pad token may be the EOS
+# itself, and another id where it is not.</details>
+# <details><summary>Hint 4</summary><code>{**batch, "ids": ..., "text": ...}</code> is a new
+# dict with all old columns.</details>
+
+
+# %% tags=["exercise"]
+class Decoder:
+    """A copy of the model that continues batches of prompts, greedily.
+
+    loader: called without arguments, gives (model, tokenizer); called once.
+    max_new_tokens: for each row.
+    """
+
+    def __init__(self, loader: Callable = load, max_new_tokens: int = 8):
+        ### BEGIN SOLUTION
+        self.model, self.tokenizer = loader()
+        self.max_new_tokens = max_new_tokens
+        ### END SOLUTION
+
+    def __call__(self, batch: dict[str, numpy.ndarray]) -> dict:
+        """The columns of batch, and "ids" and "text".
+
+        batch: columns of equal length, among them "prompt" (texts, none of them empty);
+        left unchanged. "ids": a list of each row's new ids, to its first EOS. "text":
+        those ids, decoded without special tokens.
+        """
+        ### BEGIN SOLUTION
+        model, tokenizer = self.model, self.tokenizer
+        made = tokenizer(list(batch["prompt"]), padding=True, return_tensors="pt")
+        made = made.to(model.device)
+        ids, mask, eos_ids = made.input_ids, made.attention_mask, eos_token_ids(model)
+        whole = decode_cached(
+            *(model, ids, mask, self.max_new_tokens),
+            *(pick_greedy, eos_ids, tokenizer.pad_token_id),
+        )
+        rows = []
+        for row in whole[:, ids.shape[1] :].tolist():
+            ends = [n for n, token in enumerate(row) if token in eos_ids]
+            rows.append(row[: ends[0] + 1] if ends else row)
+        texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return {**batch, "ids": rows, "text": texts}
+        ### END SOLUTION
+
+
+# %% tags=["check"]
+check(Decoder)
+
+# %% tags=["nbval-check-output"]
+decoder = Decoder(lambda: (model, tokenizer))
+some = {"key": numpy.array(["a", "b"]), "prompt": numpy.array(prompts[4:6])}
+for column, values in decoder(some).items():
+    if column != "prompt":
+        print(f"{column:5}", list(values))
+
+# %% [markdown]
+# ## 3. One process a core
+#
+# A machine has several cores. PyTorch takes all of them for one process. Or each core gets a
+# process of its own with a copy of the model, and half of the rows. **Predict:** two cores,
+# sixteen rows. Which is faster, and by how much?
+#
+# `Processes` starts two Python processes with a thread each. (Python's own
+# `ProcessPoolExecutor` does the work; but it can only send functions that stand in a module,
+# and a notebook's do not. So they are sent by value, with `cloudpickle`, which Ray uses, too.)
+
+
+# %%
+def decode_alone(prompts, threads):
+    """For a process of its own: the new ids, and seconds to load and to decode."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    decoder = Decoder(max_new_tokens=6)
+    ready = time.perf_counter()
+    ids = [None] * len(prompts)
+    for group in batches(prompts, BATCH):
+        made = decoder({"prompt": [prompts[key] for key in group]})
+        for key, row in zip(group, made["ids"], strict=True):
+            ids[key] = row
+    return ids, ready - start, time.perf_counter() - ready
+
+
+start = time.perf_counter()
+cores = Processes(2)
+started = time.perf_counter() - start
+
+# %%
+one = cores.run(decode_alone, [(prompts, 2)])
+halves = [(prompts[::2], 1), (prompts[1::2], 1)]  # by turns: long and short in each
+two = cores.run(decode_alone, halves)
+took = max(seconds for _, _, seconds in two)
+together = [row for pair in zip(two[0][0], two[1][0], strict=True) for row in pair]
+print("the same ids:", together == one[0][0])
+print(f"two processes decode {one[0][2] / took:.2f} times as fast as two threads")
+print(f"starting took {(started + two[0][1]) / took:.1f} times as long as decoding")
+
+# %% [markdown]
+# The ids are the same. Processes do not wait for each other at each operation, as threads do,
+# but each reads all weights for itself, and the memory holds them twice. What wins depends on
+# the machine and on the size of the batches. The price that is the same everywhere is the
+# start: a process that decodes for a second and starts for ten is a bad deal. Batch jobs have
+# few, long-lived workers.
+#
+# ## 4. A file
+#
+# A job of ten hours meets what a cell of ten seconds does not: a machine is restarted, the
+# disk is full, somebody closes the laptop. So the rows that are done must be on disk, and the
+# same command, given again, must do the rest, and no more. What can go wrong?
+#
+# - The last line of the file was being written when the power went: half a line is no row,
+#   and what is appended to it is none, either.
+# - A file with some of the rows looks like a file with all of them. So nothing has the final
+#   name before it is complete.
+# - The prompts have been changed since. An answer to another prompt is no answer, even if the
+#   key is the same.
+
+# %% [markdown]
+# ### Exercise 18.4 · `decode_file`
+#
+# difficulty ★★★ · importance ★★★ · 35 min · our answer: 37 lines
+#
+# Read prompts from one file and write the answers to another, as JSON lines. A line of
+# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own. A line of `target` is
+# `{"key": "q7", "prompt": "...", "ids": [...], "text": "..."}`, in the order of `source`.
+#
+# - While it runs, each answer is appended to `target` + `.part` as soon as it is there. At the
+#   end all answers get the name `target`, at once (`os.replace`), and the part goes.
+# - What is answered already, in the part or in the target, for the same key **and** the same
+#   prompt, is not decoded again. If all are, no model is loaded. Half a line does not count.
+# - With `workers=0` this process decodes, with one `Decoder`, batch by batch, as `batches` puts
+#   them together, with `BATCH` rows.
+# - With more, Ray does, on the cluster at `address`. `scale.start(address)` gives the module
+#   `ray`, started, or raises where it is not installed. Each worker is a `Decoder`, which gets
+#   `options`.
+#
+# By hand: the source has the keys a, b, c. The part has the answer to b and half a line. a and
+# c are decoded. The target has the lines a, b, c.
+#
+# With Ray, a pipeline is a *dataset* and what is done to its batches:
+#
+# ```python
+# rows = ray.data.from_items(rows).map_batches(
+#     Decoder,
+#     fn_constructor_kwargs=options,
+#     batch_size=BATCH,
+#     compute=ray.data.ActorPoolStrategy(size=workers),
+#     num_cpus=0.5,
+# ).iter_rows()
+# ```
+#
+# Nothing runs before `iter_rows` is iterated; then rows come as they are done. `num_cpus=0.5`
+# is what each actor reserves. With the usual 1, two actors on two cores leave nothing for the
+# task that reads the data, and all wait for ever.
+#
+# <details><summary>Hint 1</summary>Four steps: read what is asked; read what is answered; for
+# the rest, append row by row and <code>flush</code>; write the whole under another name, and
+# replace.</details>
+# <details><summary>Hint 2</summary>Whole lines end in a line end:
+# <code>path.read_bytes().splitlines(keepends=True)</code>. Cut the part to them
+# (<code>os.truncate</code>) before you append.</details>
+# <details><summary>Hint 3</summary>A generator can do the work of this process:
+# <code>for group in batches(...)</code>, call the decoder with columns, <code>yield</code> a
+# dict for each row. Then both ways give rows.</details>
+# <details><summary>Hint 4</summary>Keep answers in a dict from key to row. It brings the order
+# back: go through the source once more.</details>
+
+
+# %% tags=["exercise"]
+def decode_file(
+    source: str | Path,
+    target: str | Path,
+    address: str | None = None,
+    workers: int = 2,
+    **options,
+) -> None:
+    """Answer each prompt of source in target; after a break, go on where it stopped.
+
+    source, target: JSON lines, see above; both in UTF-8. address: of a Ray cluster;
+    None starts one of this machine. workers: how many Decoders; 0 means one in this
+    process, without Ray. options: for Decoder.
+    Raises ValueError, before anything is decoded or written, where a key comes twice.
+    """
+    ### BEGIN SOLUTION
+    part = Path(f"{target}.part")
+    text = Path(source).read_text(encoding="utf-8")
+    asked = {row["key"]: row for row in map(json.loads, text.splitlines())}
+    if len(asked) < len(text.splitlines()):
+        raise ValueError(f"{source} has a key twice")
+
+    # 1. What is answered already
+    answered = {}
+    for path in (Path(target), part):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith(b"\n")]
+        answered |= {row["key"]: row for row in map(json.loads, whole)}
+        if path == part and lines:
+            os.truncate(part, sum(map(len, whole)))
+    left = [
+        {"key": key, "prompt": row["prompt"]}
+        for key, row in asked.items()
+        if answered.get(key, {}).get("prompt") != row["prompt"]
+    ]
+
+    # 2. The rest, shortest first
+    def decoded_here():
+        decoder = Decoder(**options)
+        for group in groups:
+            rows = [left[n] for n in group]
+            made = decoder({name: [row[name] for row in rows] for name in rows[0]})
+            for values in zip(*made.values(), strict=True):
+                yield dict(zip(made, values, strict=True))
+
+    def decoded_by_ray():
+        ray = scale.start(address)
+        data = ray.data.from_items([left[n] for group in groups for n in group])
+        return data.map_batches(
+            Decoder,
+            fn_constructor_kwargs=options,
+            batch_size=BATCH,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=0.5,
+        ).iter_rows()
+
+    groups = batches([row["prompt"] for row in left], BATCH)
+    if left:
+        with part.open("a", encoding="utf-8") as file:
+            for row in decoded_by_ray() if workers else decoded_here():
+                answered[row["key"]] = row
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+
+    # 3. All of them, in the order of the source
+    new = Path(f"{target}.new")
+    lines = [json.dumps(answered[key]) + "\n" for key in asked]
+    new.write_text("".join(lines), encoding="utf-8")
+    os.replace(new, target)
+    part.unlink(missing_ok=True)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(decode_file)
+
+# %% [markdown]
+# The sixteen prompts as a file. In the first run the power fails after ten steps.
+
+# %% tags=["nbval-check-output"]
+source, target = folder / "prompts.jsonl", folder / "answers.jsonl"
+rows = [{"key": f"q{n}", "prompt": prompt} for n, prompt in enumerate(prompts)]
+source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+steps = []
+
+
+def power_fails(*_):
+    steps.append(1)
+    if len(steps) == 10:
+        raise RuntimeError("the power fails")
+
+
+hook = model.register_forward_pre_hook(power_fails)
+for _ in range(2):
+    try:
+        decode_file(source, target, workers=0, loader=lambda: (model, tokenizer))
+    except RuntimeError as error:
+        print(error)
+    there = [path.name for path in sorted(folder.glob("answers*"))]
+    print(f"{len(steps)} steps, then there is {there}")
+hook.remove()
+
+# %% tags=["nbval-check-output"]
+for line in target.read_text(encoding="utf-8").splitlines()[:4]:
+    row = json.loads(line)
+    print(row["key"], repr(row["text"]))
+
+# %% [markdown]
+# A batch in which the power fails is decoded again: the price is at most a batch for each
+# worker. Smaller batches make less to repeat, and larger ones are faster.
