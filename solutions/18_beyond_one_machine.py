@@ -208,7 +208,9 @@ plt.show()
 def seconds(groups):
     start = time.perf_counter()
     for group in groups:
-        made = tokenizer([prompts[key] for key in group], return_tensors="pt", padding=True)
+        made = tokenizer(
+            [prompts[key] for key in group], return_tensors="pt", padding=True
+        )
         made = made.to(model.device)
         with torch.no_grad():
             model(**made, logits_to_keep=1)
@@ -376,7 +378,8 @@ print(f"starting took {(started + two[0][1]) / took:.1f} times as long as decodi
 # difficulty ★★★ · importance ★★★ · 35 min · our answer: 37 lines
 #
 # Read prompts from one file and write the answers to another, as JSON lines. A line of
-# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own. A line of `target` is
+# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own; empty lines do not
+# count. A line of `target` is
 # `{"key": "q7", "prompt": "...", "ids": [...], "text": "..."}`, in the order of `source`.
 #
 # - While it runs, each answer is appended to `target` + `.part` as soon as it is there. At the
@@ -413,7 +416,8 @@ print(f"starting took {(started + two[0][1]) / took:.1f} times as long as decodi
 # replace.</details>
 # <details><summary>Hint 2</summary>Whole lines end in a line end:
 # <code>path.read_bytes().splitlines(keepends=True)</code>. Cut the part to them
-# (<code>os.truncate</code>) before you append.</details>
+# (<code>os.truncate</code>) before you append. (The <code>splitlines</code> of a text, not of
+# bytes, also cuts at characters that may stand within a prompt.)</details>
 # <details><summary>Hint 3</summary>A generator can do the work of this process:
 # <code>for group in batches(...)</code>, call the decoder with columns, <code>yield</code> a
 # dict for each row. Then both ways give rows.</details>
@@ -438,9 +442,10 @@ def decode_file(
     """
     ### BEGIN SOLUTION
     part = Path(f"{target}.part")
-    text = Path(source).read_text(encoding="utf-8")
-    asked = {row["key"]: row for row in map(json.loads, text.splitlines())}
-    if len(asked) < len(text.splitlines()):
+    lines = Path(source).read_bytes().splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
+    asked = {row["key"]: row for row in rows}
+    if len(asked) < len(rows):
         raise ValueError(f"{source} has a key twice")
 
     # 1. What is answered already
@@ -461,8 +466,12 @@ def decode_file(
     def decoded_here():
         decoder = Decoder(**options)
         for group in groups:
-            rows = [left[n] for n in group]
-            made = decoder({name: [row[name] for row in rows] for name in rows[0]})
+            made = decoder(
+                {
+                    name: numpy.array([left[n][name] for n in group], dtype=object)
+                    for name in ("key", "prompt")
+                }
+            )
             for values in zip(*made.values(), strict=True):
                 yield dict(zip(made, values, strict=True))
 
@@ -531,3 +540,329 @@ for line in target.read_text(encoding="utf-8").splitlines()[:4]:
 # %% [markdown]
 # A batch in which the power fails is decoded again: the price is at most a batch for each
 # worker. Smaller batches make less to repeat, and larger ones are faster.
+#
+# ## 5. Workers that Ray starts
+#
+# The same function, and two workers. Ray starts processes, moves rows to them, and starts them
+# again when they die. Without Ray these cells say so in a sentence, and the lesson goes on.
+# (`python start.py scale` installs it, about 600 MB.)
+
+# %%
+if scale.has_ray():
+    start = time.perf_counter()
+    ray = scale.start()
+    started = time.perf_counter() - start
+    took = {}
+    for workers in (1, 2):
+        start = time.perf_counter()
+        decode_file(source, folder / f"{workers}.jsonl", workers=workers)
+        took[workers] = time.perf_counter() - start
+    alone = target.read_bytes()
+    same = [(folder / f"{n}.jsonl").read_bytes() == alone for n in took]
+    print("one worker, two workers: the same bytes as one process?", same)
+    print(f"starting Ray takes {started / took[1]:.1f} of a run with one worker")
+    print(f"with two workers the run takes {took[2] / took[1]:.1f} of that")
+
+# %% [markdown]
+# For sixteen rows that is all start and no work: each worker is a process that imports
+# `torch` and loads a model. In a long run it is the other way round.
+#
+# Rows arrive as they are done, and a slow batch comes late: the order of a dataset is not
+# kept unless one asks for it (`execution_options.preserve_order`), and then all wait for the
+# slow one. We did not ask. The key knows.
+#
+# **Predict:** a worker dies in the middle of a batch, as one does that runs out of memory.
+# Which rows are lost, and which come twice?
+
+
+# %%
+def fragile(witness=folder / "died"):
+    """A model whose process dies at its third call: the first process that has it."""
+    model, tokenizer = load()
+    calls = []
+
+    def die(*_):
+        calls.append(1)
+        if len(calls) == 3 and not witness.exists():
+            witness.touch()
+            os._exit(1)
+
+    model.register_forward_pre_hook(die)
+    return model, tokenizer
+
+
+if scale.has_ray():
+    decode_file(source, folder / "fragile.jsonl", loader=fragile)
+    same = (folder / "fragile.jsonl").read_bytes() == alone
+    print("a worker died:", (folder / "died").exists(), "- the same bytes:", same)
+
+# %% [markdown]
+# None and none. Ray knows which batch a worker had, starts another worker, and gives it the
+# batch again. A batch counts when it comes back, whole. (A row on which *every* worker dies is
+# another matter: it is tried for ever. `max_restarts` and `max_task_retries` set a bound.)
+#
+# What if the program that gives the orders dies, the *driver*? Then all of its workers go,
+# too. That is what the part file is for: the next run reads it.
+#
+# **Many machines.** On one of them, `ray start --head`; on the others, `ray start
+# --address=HOST:6379`. Each needs the same Python, the course, and the model. Then the line
+# above with one argument more runs on all of them:
+#
+# ```python
+# decode_file(source, target, address="ray://HOST:10001", workers=64)
+# ```
+#
+# Since version 2.60 a cluster asks for a token, which stands in a file of whoever started it,
+# and which `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH` gives to others. Leave it on: who reaches
+# a cluster without one can run anything on it.
+#
+# ## 6. Or send requests
+#
+# A worker need not have the model. It can be a client, of the server of lesson 17 or of any
+# other, and the engine there does the batching. Then the job is: many requests at once, not
+# more than the server takes, and a second try where one fails. Ray Data has a processor for
+# that. Here it drives the course's server, through a door that fails at every fifth request:
+
+# %%
+from course.kit.flaky import Flaky
+from tiny_models import serve
+
+if scale.has_ray():
+    from ray.data.llm import HttpRequestProcessorConfig, build_processor
+
+    name = model.config._name_or_path
+
+    def as_request(row):
+        messages = [{"role": "user", "content": row["prompt"]}]
+        payload = {
+            "model": name,
+            "messages": messages,
+            "max_tokens": 8,
+            "temperature": 0,
+        }
+        return {"key": row["key"], "payload": payload}
+
+    def as_row(row):
+        choice = row["http_response"]["choices"][0]
+        return {"key": row["key"], "text": choice["message"]["content"]}
+
+
+# %%
+if scale.has_ray():
+    with (
+        serve(model, tokenizer, name=name) as server,
+        Flaky(server.base_url, 5) as door,
+    ):
+        processor = build_processor(
+            HttpRequestProcessorConfig(
+                url=door.base_url + "/chat/completions",
+                batch_size=4,
+                concurrency=1,
+                max_retries=5,
+                base_retry_wait_time_in_s=0.1,
+            ),
+            preprocess=as_request,
+            postprocess=as_row,
+        )
+        rows = [{"key": f"q{n}", "prompt": text} for n, text in enumerate(asked)]
+        got = {
+            row["key"]: row for row in processor(ray.data.from_items(rows)).take_all()
+        }
+    wanted = [json.loads(line) for line in alone.decode().splitlines()]
+    same = [got[row["key"]]["text"] == row["text"] for row in wanted]
+    print(f"{door.failed} of {door.asked} requests failed; {len(got)} answers,")
+    print(f"{sum(same)} of them the same text as above")
+    ray.shutdown()
+
+# %% [markdown]
+# Temperature 0 makes a second try harmless. With sampling it is harmless only if the request
+# has a seed, made from its key: else the answer depends on how often the network failed.
+#
+# ## 7. A model that is too large
+#
+# All this copies the model. One of 70 billion parameters needs 140 GB in bfloat16, which is
+# more than one device has. So its matrices are split: *tensor parallelism*. Each of n devices
+# holds a part of every matrix, all get the same input, and they exchange numbers in each layer.
+# How to split so that they exchange little?
+#
+# The MLP of a Llama is `(silu(x @ gate) * (x @ up)) @ down`. Papers write a matrix so that x
+# stands before it: `gate` and `up` are (hidden, inner), `down` is (inner, hidden). **Predict:**
+# two devices. Cut `gate` by its columns, or by its rows? What must be exchanged then before
+# `silu` can be computed?
+#
+# By columns: each device computes some of the inner values, all of each. `silu` and the
+# product look at each value alone, so nothing is exchanged. By rows: each device would have a
+# part of the *sum* for every inner value, and `silu(a) + silu(b)` is not `silu(a + b)`.
+#
+# A device that has some inner values needs exactly those rows of `down`. What comes out is one
+# summand of the result, as large as x. The only exchange is the sum.
+
+# %% [markdown]
+# ### Exercise 18.5 · `split_columns`
+#
+# difficulty ★☆☆ · importance ★★☆ · 6 min · our answer: 4 lines
+#
+# Cut a matrix into blocks of columns, from left to right, all of the same width. Each block is
+# a tensor of its own that holds no more memory than it needs: a view would keep the whole
+# matrix alive, and nothing would be saved.
+#
+# By hand: `split_columns([[1, 2, 3, 4], [5, 6, 7, 8]], 2)`, with a tensor in place of the
+# list, gives `[[1, 2], [5, 6]]` and `[[3, 4], [7, 8]]`. Into 3 it cannot be cut: an error.
+#
+# <details><summary>Hint 1</summary><code>matrix.chunk(shards, dim=...)</code> gives views. It
+# also gives unequal ones, without a word, so look at the width before.</details>
+# <details><summary>Hint 2</summary><code>clone()</code> makes a tensor of its own.
+# <code>contiguous()</code> does not where a view happens to be contiguous.</details>
+
+
+# %% tags=["exercise"]
+def split_columns(matrix: torch.Tensor, shards: int) -> list[torch.Tensor]:
+    """Blocks of columns, (rows, columns / shards) each, with memory of their own.
+
+    matrix: (rows, columns), left unchanged. Raises ValueError where shards is below 1
+    or does not divide the number of columns.
+    """
+    ### BEGIN SOLUTION
+    if shards < 1 or matrix.shape[1] % shards:
+        raise ValueError(f"{matrix.shape[1]} columns cannot be cut into {shards}")
+    return [block.clone() for block in matrix.chunk(shards, dim=1)]
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(split_columns)
+
+# %% [markdown]
+# ### Exercise 18.6 · `split_rows`
+#
+# difficulty ★☆☆ · importance ★★☆ · 4 min · our answer: 4 lines
+#
+# The same with rows, from top to bottom.
+#
+# By hand: the matrix above, cut in 2, gives `[[1, 2, 3, 4]]` and `[[5, 6, 7, 8]]`.
+#
+# <details><summary>Hint 1</summary>Rows are dimension 0. Here a chunk is contiguous, and a
+# view all the same.</details>
+
+
+# %% tags=["exercise"]
+def split_rows(matrix: torch.Tensor, shards: int) -> list[torch.Tensor]:
+    """Blocks of rows, (rows / shards, columns) each, with memory of their own.
+
+    matrix: (rows, columns), left unchanged. Raises ValueError where shards is below 1
+    or does not divide the number of rows.
+    """
+    ### BEGIN SOLUTION
+    if shards < 1 or matrix.shape[0] % shards:
+        raise ValueError(f"{matrix.shape[0]} rows cannot be cut into {shards}")
+    return [block.clone() for block in matrix.chunk(shards, dim=0)]
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(split_rows)
+
+# %% [markdown]
+# ### Exercise 18.7 · `parallel_mlp`
+#
+# difficulty ★★☆ · importance ★★★ · 15 min · our answer: 4 lines
+#
+# What each process of a group runs: its part of the MLP, and the exchange. `shards` are this
+# process's blocks of `gate`, `up` and `down`. All processes get the same x, call this function
+# at the same time, and all get the whole result.
+#
+# `dist.all_reduce(tensor, group=group)` adds up the tensors of all processes of the group and
+# puts the sum into each of them, in place. (Its default, `group=None`, means all processes that
+# there are.) Exchange once, and no more than a tensor of x's shape.
+#
+# By hand: hidden size 1, two processes, x is 1. Process 0 has gate 0, up 5 and down 1: its part
+# is silu(0) · 5 · 1 = 0. Process 1 has gate 2, up 1 and down 1: silu(2) = 1.7616. Both return
+# 0 + 1.7616.
+#
+# <details><summary>Hint 1</summary><code>functional.silu(x @ gate) * (x @ up)</code> are this
+# process's inner values.</details>
+# <details><summary>Hint 2</summary>After <code>@ down</code> each process has a summand, of x's
+# shape. That is what is summed.</details>
+
+
+# %% tags=["exercise"]
+def parallel_mlp(
+    x: torch.Tensor,
+    shards: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    group: dist.ProcessGroup,
+) -> torch.Tensor:
+    """The MLP of a Llama, (silu(x @ gate) * (x @ up)) @ down, split over a group.
+
+    x: (..., hidden), the same in all processes; left unchanged. shards: this process's
+    gate and up, (hidden, part of inner), and down, (part of inner, hidden).
+    Returns the whole result, (..., hidden), in every process.
+    """
+    ### BEGIN SOLUTION
+    gate, up, down = shards
+    summand = (functional.silu(x @ gate) * (x @ up)) @ down
+    dist.all_reduce(summand, group=group)
+    return summand
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(parallel_mlp)
+
+# %% [markdown]
+# Now the real model in the two processes of section 3, each with half of all MLPs. One thing
+# to watch: `torch` stores a `Linear` transposed, (out, in), and computes `x @ weight.T`.
+
+
+# %%
+def decode_split(ids, new):
+    """For a process of a group: new ids, the first logits, bytes of the MLPs held."""
+    rank, number = dist.get_rank(), dist.get_world_size()
+    model, _ = load()
+    held = 0
+    for mlp in [part for part in model.modules() if hasattr(part, "gate_proj")]:
+        gate, up, down = (
+            getattr(mlp, name).weight.detach().T
+            for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        shards = (
+            split_columns(gate, number)[rank],
+            split_columns(up, number)[rank],
+            split_rows(down, number)[rank],
+        )
+        held += sum(shard.untyped_storage().nbytes() for shard in shards)
+        del mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        mlp.forward = lambda x, own=shards: parallel_mlp(x, own, dist.group.WORLD)
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1]
+    whole = decode_cached(
+        *(model, ids, torch.ones_like(ids), new, pick_greedy),
+        *(eos_token_ids(model), 0),
+    )
+    return whole[0, ids.shape[1] :].tolist(), logits, held
+
+
+# %% tags=["nbval-check-output"]
+question = tokenizer(chat("Name three colours."), return_tensors="pt").input_ids
+parts = cores.run(decode_split, [(question, 8)] * 2)
+cores.close()
+here = question.to(model.device)
+with torch.no_grad():
+    logits = model(here).logits[0, -1].cpu()
+whole = model.generate(
+    here, attention_mask=torch.ones_like(here), max_new_tokens=8, do_sample=False
+)
+wanted = whole[0, question.shape[1] :].tolist()
+print("the same ids as generate:", [ids == wanted for ids, _, _ in parts])
+close = [torch.allclose(part, logits, atol=1e-3) for _, part, _ in parts]
+print("the same logits, to 0.001:", close)
+print("megabytes of MLP in each:", [held // 2**20 for _, _, held in parts])
+
+# %% [markdown]
+# Each process holds half of the MLPs, and the ids are the same. The logits agree up to
+# rounding: sums were taken in another order. Attention is split by heads in the same way
+# (queries, keys and values by columns, the output by rows), with one more sum in each layer.
+#
+# The sums are small, a vector for each token, but there are two in each layer, and all devices
+# wait for each of them. So tensor parallelism stays within a machine, where links are fast;
+# between machines whole layers are passed on (*pipeline parallelism*), or the model is copied
+# (*data parallelism*, sections 3 to 5).

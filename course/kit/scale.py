@@ -4,9 +4,7 @@ import importlib.util
 import logging
 import os
 
-MISSING = (
-    "Ray is not installed, so nothing happens here: `python start.py scale` installs it."
-)
+MISSING = "Ray is not installed, so nothing happens here: `python start.py scale` installs it."
 
 
 def has_ray() -> bool:
