@@ -4,7 +4,9 @@ import importlib.util
 import logging
 import os
 
-MISSING = "Ray is not installed, so nothing happens here: `python start.py scale` installs it."
+MISSING = (
+    "Ray is not installed, so nothing happens here; `python start.py scale` adds it."
+)
 
 
 def has_ray() -> bool:
