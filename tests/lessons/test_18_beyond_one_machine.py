@@ -1003,7 +1003,10 @@ def test_all_members_get_what_the_whole_mlp_gives(parallel_mlp, number, dtype):
 
     generator = torch.Generator().manual_seed(number)
     with torch.random.fork_rng(devices=[]):
-        mlp = LlamaMLP(LlamaConfig(hidden_size=12, intermediate_size=32)).to(dtype)
+        config = LlamaConfig(
+            hidden_size=12, intermediate_size=32, num_attention_heads=2
+        )
+        mlp = LlamaMLP(config).to(dtype)
     with torch.no_grad():
         for weight in mlp.parameters():
             weight.normal_(generator=generator)

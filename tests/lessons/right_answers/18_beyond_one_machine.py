@@ -238,18 +238,13 @@ def a_line_end_before_each(source, target, address=None, workers=2, **options):
             for row in rows_of(left, address, workers, options):
                 known[row["key"]] = row
                 file.write(json.dumps(row).encode() + b"\n")
-        clean(part)
+
     with tempfile.NamedTemporaryFile("w", dir=Path(target).parent, delete=False) as new:
         for key in prompts:
             print(json.dumps(known[key]), file=new)
     shutil.move(new.name, target)
     if os.path.exists(part):
         os.remove(part)
-
-
-def clean(part):
-    rows = [json.dumps(row) + "\n" for row in parsed(part)]
-    Path(part).write_text("".join(rows))
 
 
 @right("decode_file")
