@@ -7,6 +7,7 @@ With Ray installed, three more checks of decode_file run real workers.
 import datetime
 import functools
 import importlib.util
+import inspect
 import itertools
 import json
 import os
@@ -52,11 +53,11 @@ def test_waste_worked_by_hand(waste):
     ):
         call, hint = f"waste({lengths}, {size})", ""
         got = waste(list(lengths), size)
-        if size == 3 and isinstance(got, float) and abs(got - 4 / 12) < 1e-9:
+        if size == 3 and isinstance(got, float) and abs(got - 7 / 15) < 1e-9:
             hint = "The last batch has one row, and is padded to its own longest."
         if isinstance(got, float) and abs(got - (1 - wanted)) < 1e-9:
             hint = "That is the share of tokens."
-        if lengths[:2] == [1, 8] and got == 0:
+        if size == 3 and isinstance(got, float) and abs(got - 1 / 9) < 1e-9:
             hint = "The rows are batched as they come: do not sort them."
         expect.value(got, wanted, call, hint, 1e-9)
 
@@ -140,6 +141,7 @@ def test_every_key_is_in_one_batch_and_lengths_never_fall(batches):
         size, before = dice.randint(1, 7), [list(prompt) for prompt in prompts]
         call = f"batches of {len(prompts)} prompts, {size} in each"
         got = expect.returned(batches(prompts, size), list, call)
+        assert prompts == before, f"{call} changed its argument"
         keys = [key for group in got for key in group]
         assert sorted(keys) == list(range(len(prompts))), (
             f"{call}: each of the keys 0 to {len(prompts) - 1} should be there once, "
@@ -154,7 +156,6 @@ def test_every_key_is_in_one_batch_and_lengths_never_fall(batches):
         assert sizes == full + [len(prompts) % size] * (len(prompts) % size > 0), (
             f"{call}: the batches have {sizes} rows; all but the last should be full"
         )
-        assert prompts == before, f"{call} changed its argument"
 
 
 def test_no_prompts_make_no_batch_and_a_size_of_zero_is_an_error(batches):
@@ -361,7 +362,7 @@ class Bench:
         self.source, self.target = folder / "in.jsonl", folder / "out.jsonl"
         self.part = folder / "out.jsonl.part"
         self.fake = type("Fake", (Fake,), {"made": [], "batches": []})
-        names = getattr(function, "__globals__", {})
+        names = getattr(inspect.unwrap(function), "__globals__", {})
         monkeypatch.setitem(names, "Decoder", self.fake)
 
     def ask(self, *rows, text=None):
@@ -1016,7 +1017,7 @@ def test_all_members_get_what_the_whole_mlp_gives(parallel_mlp, number, dtype):
             one.weight.detach().T for one in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         ]
     given = [(x.clone(), own) for own in shards_of(*matrices, number)]
-    copies = [[x, *(one.clone() for one in own)] for x, own in given]
+    copies = [[x.clone(), *(one.clone() for one in own)] for x, own in given]
     call = f"parallel_mlp of x (2, 3, 12) in a group of {number}"
     got = in_a_group(parallel_mlp, given, call)
     for rank, mine in enumerate(got):

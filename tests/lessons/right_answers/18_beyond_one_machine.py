@@ -3,7 +3,6 @@
 import collections
 import json
 import os
-import shutil
 import tempfile
 from fractions import Fraction
 from itertools import islice
@@ -242,7 +241,7 @@ def a_line_end_before_each(source, target, address=None, workers=2, **options):
     with tempfile.NamedTemporaryFile("w", dir=Path(target).parent, delete=False) as new:
         for key in prompts:
             print(json.dumps(known[key]), file=new)
-    shutil.move(new.name, target)
+    os.replace(new.name, target)
     if os.path.exists(part):
         os.remove(part)
 

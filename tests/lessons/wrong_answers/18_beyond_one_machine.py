@@ -61,7 +61,7 @@ def padding_for_a_token(lengths, batch_size):
     return (1 - used) / used
 
 
-@wrong("waste", "test_without_a_position_nothing_is_wasted", "0")
+@wrong("waste", "test_without_a_position_nothing_is_wasted", "ZeroDivisionError")
 def divides_by_zero(lengths, batch_size):
     """Nothing to divide by."""
     if batch_size < 1:
@@ -160,7 +160,11 @@ def drops_the_last(prompts, batch_size):
     return [group for group in groups if len(group) == batch_size]
 
 
-@wrong("batches", "test_no_prompts_make_no_batch_and_a_size_of_zero_is_an_error", "[]")
+@wrong(
+    "batches",
+    "test_no_prompts_make_no_batch_and_a_size_of_zero_is_an_error",
+    "batches([], 3) should give []",
+)
 def an_empty_batch(prompts, batch_size):
     """One batch without rows."""
     return batches_of(prompts, batch_size) or [[]]
