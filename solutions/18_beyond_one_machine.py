@@ -866,3 +866,71 @@ print("megabytes of MLP in each:", [held // 2**20 for _, _, held in parts])
 # wait for each of them. So tensor parallelism stays within a machine, where links are fast;
 # between machines whole layers are passed on (*pipeline parallelism*), or the model is copied
 # (*data parallelism*, sections 3 to 5).
+#
+# ## Questions
+#
+# 1. Some sort prompts longest first. What speaks for it?
+# 2. Rows are to be sampled, not decoded greedily. What must be done so that a run gives the
+#    same rows with one worker, with sixteen, and after a break?
+# 3. A file has 100,000 rows with the same instruction before each text. What does sorting by
+#    length lose, which another order would gain?
+# 4. Why may `gate` not be cut by rows and `down` by columns?
+#
+# <details><summary>Answers</summary>
+#
+# 1. If a batch is too large for the memory, that shows at once and not at the end. And the last
+#    batches, for which the workers wait, are short ones.
+# 2. Each row needs a generator of its own, with a seed made from its key. A worker's generator
+#    would depend on which rows it happened to get.
+# 3. What begins alike can share keys and values (lesson 17): rows with the same beginning should
+#    come one after the other. BlendServe looks for an order that serves both.
+# 4. Each device would have summands of every inner value: a sum would be needed before `silu`,
+#    of inner size, which is larger than x. And the result would be in parts, to be gathered.
+#
+# </details>
+#
+# ## In the wild
+#
+# The same knobs, in the order in which this course met them. An empty cell: we found none.
+#
+# | here | vLLM | SGLang | TensorRT-LLM | llama.cpp's server | OpenAI's chat API |
+# |---|---|---|---|---|---|
+# | `max_new_tokens` | `max_tokens` | `max_new_tokens` | `max_tokens` | `n_predict` | `max_completion_tokens` |
+# | `temperature` | `temperature` | `temperature` | `temperature` | `temperature` | `temperature` |
+# | `seed` | `seed` | `sampling_seed` | `seed` | `seed` | `seed` |
+# | `top_k`, 0 is off | `top_k`, 0 or -1 | `top_k`, -1 | `top_k`, 0 | `top_k` | |
+# | `eos_ids` | `stop_token_ids` | `stop_token_ids` | `end_id`, `stop_token_ids` | | |
+# | go on after EOS | `ignore_eos` | `ignore_eos` | `ignore_eos` | `ignore_eos` | |
+# | `min_new_tokens` | `min_tokens` | `min_new_tokens` | `min_tokens` | | |
+# | `stop_strings` | `stop` | `stop`, `stop_regex` | `stop` | `stop` | `stop` |
+# | `top_p` | `top_p` | `top_p` | `top_p` | `top_p` | `top_p` |
+# | `min_p` | `min_p` | `min_p` | `min_p` | `min_p` | |
+# | `repetition_penalty` | `repetition_penalty` | `repetition_penalty` | `repetition_penalty` | `repeat_penalty` | |
+# | `presence` | `presence_penalty` | `presence_penalty` | `presence_penalty` | `presence_penalty` | `presence_penalty` |
+# | `frequency` | `frequency_penalty` | `frequency_penalty` | `frequency_penalty` | `frequency_penalty` | `frequency_penalty` |
+# | a bias for tokens | `logit_bias` | `logit_bias` | `embedding_bias` | `logit_bias` | `logit_bias` |
+# | `n` | `n` | `n` | `n` | `n_cmpl` | `n` |
+# | logprobs | `logprobs` | `top_logprobs_num` | `logprobs` | `n_probs` | `logprobs`, `top_logprobs` |
+# | `pattern`, schema | `structured_outputs` | `regex`, `json_schema`, `ebnf` | `guided_decoding` | `json_schema`, `grammar` | `response_format` |
+# | `max_batch` | `max_num_seqs` | `--max-running-requests` | `max_batch_size` | `--parallel` | |
+# | `shards` | `tensor_parallel_size` | `--tp-size` | `tensor_parallel_size` | `--split-mode tensor` (experimental) | |
+#
+# The names are nearly the same, and what happens without them is not: vLLM stops after 16
+# tokens, TensorRT-LLM after 32, SGLang after 128, llama.cpp never. vLLM and SGLang then sample
+# at temperature 1 from the whole vocabulary, llama.cpp at 0.8 with `top_k` 40, `top_p` 0.95 and
+# `min_p` 0.05, and TensorRT-LLM takes the best token. Who compares engines sets all of them.
+#
+# `ray.data.llm` has the pipeline of section 5 with vLLM or SGLang in the place of our decoder
+# (on GPUs). vLLM calls the two cuts of section 7 `ColumnParallelLinear` and
+# `RowParallelLinear`.
+#
+# ## To read
+#
+# - Moritz et al.: *Ray*, OSDI 2018,
+#   [arXiv:1712.05889](https://arxiv.org/abs/1712.05889). Tasks and actors.
+# - Luan et al.: *The Streaming Batch Model for Efficient and Fault-Tolerant Heterogeneous
+#   Execution*, 2025, [arXiv:2501.12407](https://arxiv.org/abs/2501.12407). How Ray Data runs.
+# - Shoeybi et al.: *Megatron-LM*, 2019,
+#   [arXiv:1909.08053](https://arxiv.org/abs/1909.08053). The two cuts, and one sum.
+# - Zhao et al.: *BlendServe*, 2024, [arXiv:2411.16102](https://arxiv.org/abs/2411.16102). An
+#   order of requests for offline work.
