@@ -378,8 +378,8 @@ print(f"starting took {(started + two[0][1]) / took:.1f} times as long as decodi
 # difficulty ★★★ · importance ★★★ · 35 min · our answer: 37 lines
 #
 # Read prompts from one file and write the answers to another, as JSON lines. A line of
-# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own; empty lines do not
-# count. A line of `target` is
+# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own, a text or a number; empty
+# lines do not count. A line of `target` is
 # `{"key": "q7", "prompt": "...", "ids": [...], "text": "..."}`, in the order of `source`.
 #
 # - While it runs, each answer is appended to `target` + `.part` as soon as it is there. At the
@@ -443,7 +443,7 @@ def decode_file(
     ### BEGIN SOLUTION
     part = Path(f"{target}.part")
     lines = Path(source).read_bytes().splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = [json.loads(line) for line in lines if line]
     asked = {row["key"]: row for row in rows}
     if len(asked) < len(rows):
         raise ValueError(f"{source} has a key twice")
@@ -612,9 +612,9 @@ if scale.has_ray():
 # decode_file(source, target, address="ray://HOST:10001", workers=64)
 # ```
 #
-# Since version 2.60 a cluster asks for a token, which stands in a file of whoever started it,
-# and which `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH` gives to others. Leave it on: who reaches
-# a cluster without one can run anything on it.
+# Who reaches a cluster can run anything on it, so let it ask for a token: `ray get-auth-token
+# --generate` makes one in `~/.ray/auth_token`. Copy that file to each machine before you start
+# Ray there. (A cluster of one machine, as above, makes one by itself.)
 #
 # ## 6. Or send requests
 #

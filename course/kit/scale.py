@@ -1,13 +1,21 @@
 """Ray, for lesson 18, where it is installed."""
 
+import contextlib
 import importlib.util
 import logging
 import os
+from pathlib import Path
 
 MISSING = (
     "Ray is not installed, so nothing happens here; `python start.py scale` adds it."
 )
-
+# Read by Ray when it is imported or started. What it reports goes to its logs alone,
+# and a busy machine gets more than 30 s to start its processes.
+SETTINGS = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_raylet_start_wait_time_s": "45",
+}
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -29,18 +37,19 @@ def start(address: str | None = None):
     """
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError(MISSING)
-    # Before the import, which reads them: what Ray's own processes report goes to its
-    # logs alone, and a busy machine gets more than 30 s to start them.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "45")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address and _has_token():  # which Ray shows to none that it has not started
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     import ray.data
 
     if not ray.is_initialized():
-        if address:
-            ray.init(address, **QUIET)
-        else:
-            _start_here(ray)
+        with _no_stderr():
+            if address:
+                ray.init(address, **QUIET)
+            else:
+                _start_here(ray)
     logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray
@@ -62,3 +71,22 @@ def _start_here(ray):
             ray.shutdown()
             if not left or "timed out during startup" not in str(error):
                 raise
+
+
+def _has_token() -> bool:
+    """Whether there is a token for a cluster, in one of the places where Ray looks."""
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+@contextlib.contextmanager
+def _no_stderr():
+    """What C++ writes to the standard error stream in this block is not shown."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

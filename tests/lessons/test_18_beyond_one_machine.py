@@ -222,6 +222,10 @@ def test_each_row_gets_the_ids_that_generate_gives_it_alone(Decoder, make):
     call = "Decoder(loader, 10)(batch of 8 prompts)"
     made = expect.returned(decoder(columns()), dict, call)
     assert "ids" in made, f"{call} should have a column ids, not only {list(made)}"
+    for row in made["ids"]:
+        assert isinstance(row, list), (
+            f"{call}: each row of ids should be a list, not {type(row).__name__}"
+        )
     _same_rows(listed(made["ids"]), [wanted[text] for text in TEXTS], call)
 
 
@@ -311,7 +315,9 @@ def test_max_new_tokens_is_for_each_row_and_a_batch_may_have_one(Decoder):
     got = listed(decoder(columns(("one two three",)))["ids"])
     wanted = [of_generate()["one two three"][:3]]
     expect.value(got, wanted, "the ids of a batch of one, with max_new_tokens=3")
-    assert Decoder(loader=tiny), "Decoder(loader) should do without max_new_tokens"
+    got = listed(Decoder(loader=tiny)(columns(("one two three",)))["ids"])
+    wanted = [of_generate()["one two three"][:8]]
+    expect.value(got, wanted, "the ids of a batch of one, without max_new_tokens")
 
 
 def test_a_decoder_class_can_be_sent_to_another_process(Decoder):
@@ -646,6 +652,37 @@ def test_any_text_may_stand_in_a_prompt(decode_file, bench):
     ):
         bench.run()
     bench.ends_with(rows, "decode_file of prompts with line separators and accents")
+
+
+def test_a_key_may_be_a_number(decode_file, bench):
+    rows = [(3, "three"), (1, "one"), (20, "twenty")]
+    bench.ask(*rows)
+    bench.run()
+    bench.ends_with(rows, "decode_file of the keys 3, 1 and 20")
+
+
+def test_with_workers_it_is_ray_that_decodes(decode_file, bench, monkeypatch):
+    asked = []
+
+    def start(address=None):
+        asked.append(address)
+        raise ModuleNotFoundError(scale.MISSING)
+
+    monkeypatch.setattr(scale, "start", start)
+    bench.ask(*MANY)
+    for given, wanted in (
+        ({}, None),
+        ({"workers": 3, "address": "ray://there:10001"}, "ray://there:10001"),
+    ):
+        call = f"decode_file(source, target, **{given})"
+        run = partial(bench.function, bench.source, bench.target, **given)
+        with expect.hinting(f"{call} should call scale.start", Exception):
+            expect.rejects(ModuleNotFoundError, run, f"{call} without Ray", "Ray")
+        assert asked[-1:] == [wanted], (
+            f"{call} should call scale.start with the address {wanted!r}, not "
+            f"{asked[-1:]}"
+        )
+        assert not bench.fake.made, f"{call} made a Decoder in this process"
 
 
 def test_a_source_without_prompts_makes_an_empty_target(decode_file, bench):

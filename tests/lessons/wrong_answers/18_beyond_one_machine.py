@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch.nn import functional
@@ -432,6 +433,7 @@ def part_stays(target, part, asked, answered):
     os.replace(new, target)
 
 
+HERE = file_answer()
 FILE = "test_a_file_worked_by_hand"
 BREAK = "test_a_break_loses_nothing_that_was_done_and_repeats_none"
 AT_ONCE = "test_the_final_name_is_given_at_once_and_before_the_part_goes"
@@ -558,6 +560,30 @@ half_a_character = planted(
     "UnicodeDecodeError",
     read=text_of_part,
 )
+
+
+@wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "should raise")
+def never_by_workers(source, target, address=None, workers=2, **options):
+    """workers is ignored."""
+    return HERE(source, target, address, 0, **options)
+
+
+@wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "'ray://there:10001'")
+def on_this_machine_alone(source, target, address=None, workers=2, **options):
+    """address is ignored."""
+    if workers:
+        scale.start()
+    return HERE(source, target, None, 0, **options)
+
+
+@wrong("decode_file", "test_a_key_may_be_a_number", "TypeError")
+def keys_of_numpy(source, target, address=None, workers=2, **options):
+    """Keys come back as numpy's, which are no JSON."""
+    rows = read_rows(source)
+    for row in rows:
+        key = numpy.array([row["key"]])[0]
+        json.dumps(key)
+    return HERE(source, target, address, workers, **options)
 
 
 if importlib.util.find_spec("ray") is not None:
