@@ -1,7 +1,7 @@
 """Checks of lesson 18. Oracles: cases worked by hand, generate, transformers' LlamaMLP,
 and real gloo groups, whose processes are threads here.
 
-With Ray installed, three more checks of decode_file run real workers.
+With Ray installed, one more check of decode_file runs real workers.
 """
 
 import datetime
@@ -12,11 +12,8 @@ import itertools
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import threading
-import time
 from functools import partial
 
 import numpy
@@ -727,20 +724,19 @@ def _is_of_generate(target, texts, call):
         expect.value(row["ids"], of_generate()[text], f"{call}: the ids of {text!r}")
 
 
-# --- decode_file, with Ray: these are not there without it ----------------------------
+# --- decode_file, with Ray: not there without it --------------------------------------
 
 RAY_TEXTS = [f"{text} {n}" for n in range(3) for text in TEXTS]
 
 
-def slow(seconds, witness=None):
-    """The tiny model, slowly; its process dies once, at its third call, if asked to."""
+def fragile(witness):
+    """The tiny model, in a process that dies at its third call, once."""
     model, tokenizer = tiny()
     calls = []
 
     def hook(*_):
         calls.append(1)
-        time.sleep(seconds)
-        if witness and len(calls) == 3 and not os.path.exists(witness):
+        if len(calls) == 3 and not os.path.exists(witness):
             open(witness, "w").close()
             os._exit(1)
 
@@ -748,9 +744,8 @@ def slow(seconds, witness=None):
     return model, tokenizer
 
 
-@functools.cache
 def of_one_process():
-    """The lines of RAY_TEXTS as generate answers them, one at a time."""
+    """(key, ids) of RAY_TEXTS as generate answers them, one at a time."""
     model, tokenizer = tiny()
     rows = []
     for n, text in enumerate(RAY_TEXTS):
@@ -763,100 +758,34 @@ def of_one_process():
     return rows
 
 
-def _is_whole(target, call):
-    assert target.exists(), f"{call}: there is no {target.name}"
-    rows = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
-    keys, wanted = [row["key"] for row in rows], [key for key, _ in of_one_process()]
-    assert keys == wanted, (
-        f"{call}: the keys should be {expect.show(wanted, 24)}, not "
-        f"{expect.show(keys, 24)}"
-    )
-    for row, (key, ids) in zip(rows, of_one_process(), strict=True):
-        expect.value(row["ids"], ids, f"{call}: the ids of {key}")
-
-
 if HAS_RAY:
-    # Ray's first start in a program takes its time, and so does each worker's.
-    minutes = pytest.mark.limit(280)
 
-    def by_value():
-        """What stands in this file is sent to workers with its code."""
+    @pytest.mark.limit(280)  # Ray's first start takes its time, as each worker's does
+    def test_two_workers_one_of_which_dies_give_what_one_process_gives(
+        decode_file, tmp_path
+    ):
         ray = scale.start()
+        # What stands in this file is sent to workers with its code.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        return ray
-
-    @minutes
-    def test_two_workers_give_what_one_process_gives(decode_file, tmp_path):
-        by_value()
-        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-        _write(source, RAY_TEXTS)
-        decode_file(source, target, workers=2, loader=tiny, max_new_tokens=NEW)
-        _is_whole(target, "decode_file with two workers")
-
-    @minutes
-    def test_a_worker_that_dies_loses_and_doubles_nothing(decode_file, tmp_path):
-        by_value()
         source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
         witness = tmp_path / "died"
         _write(source, RAY_TEXTS)
-        loader = partial(slow, 0.0, str(witness))
+        loader = partial(fragile, str(witness))
         decode_file(source, target, workers=2, loader=loader, max_new_tokens=NEW)
+        call = "decode_file with two workers, one of which dies"
         assert witness.exists(), (
-            "decode_file with two workers: no worker got as far as its third step; are "
-            "the rows decoded by workers?"
+            f"{call}: no worker got as far as its third step; do they decode?"
         )
-        _is_whole(target, "decode_file, one of whose two workers dies")
-
-    DRIVER = """
-import sys
-from numba import cloudpickle
-function, arguments, options = cloudpickle.load(open(sys.argv[1], "rb"))
-function(*arguments, **options)
-"""
-
-    @minutes
-    def test_a_run_goes_on_after_its_driver_was_killed(decode_file, tmp_path):
-        ray = by_value()
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-        part, work = tmp_path / "out.jsonl.part", tmp_path / "work"
-        _write(source, RAY_TEXTS)
-        options = {"loader": partial(slow, 0.3), "max_new_tokens": NEW, "workers": 1}
-        options["address"] = ray.get_runtime_context().gcs_address
-        work.write_bytes(cloudpickle.dumps((decode_file, (source, target), options)))
-        errors = (tmp_path / "errors").open("wb")
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(work)],
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
+        assert target.exists(), f"{call}: there is no {target.name}"
+        rows = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
+        keys, wanted = [row["key"] for row in rows], of_one_process()
+        right = [key for key, _ in wanted]
+        assert keys == right, (
+            f"{call}: the keys should be {expect.show(right, 24)}, not "
+            f"{expect.show(keys, 24)}"
         )
-        try:
-            while driver.poll() is None and not (part.exists() and part.stat().st_size):
-                time.sleep(0.05)
-        finally:
-            ended = driver.poll()
-            driver.send_signal(signal.SIGKILL)
-            driver.wait()
-        call = "decode_file, whose driver is killed after the first answers"
-        told = (tmp_path / "errors").read_text("utf-8", "replace")[-300:]
-        assert ended is None, f"{call}: it ended by itself, with {ended}: {told}"
-        assert not target.exists(), f"{call}: the target is there already"
-        done = part.read_bytes().count(b"\n")
-        assert 0 < done < len(RAY_TEXTS), f"{call}: the part has {done} lines"
-        # So that an answer from the part is known from one that is made again.
-        lines = part.read_text("utf-8").splitlines(keepends=True)
-        kept = json.loads(lines[0])
-        lines[0] = json.dumps({**kept, "text": "kept"}) + "\n"
-        part.write_text("".join(lines), "utf-8")
-        decode_file(source, target, workers=2, loader=tiny, max_new_tokens=NEW)
-        _is_whole(target, f"{call}, and run again")
-        rows = {
-            row["key"]: row
-            for row in map(json.loads, target.read_text("utf-8").splitlines())
-        }
-        assert rows[kept["key"]]["text"] == "kept", (
-            f"{call}, and run again: an answer that was in the part is made again"
-        )
+        for row, (key, ids) in zip(rows, wanted, strict=True):
+            expect.value(row["ids"], ids, f"{call}: the ids of {key}")
 
 
 # --- split_columns and split_rows -----------------------------------------------------

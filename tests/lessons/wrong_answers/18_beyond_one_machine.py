@@ -595,7 +595,11 @@ if importlib.util.find_spec("ray") is not None:
         """workers is ignored."""
         return file_answer()(source, target, address, 0, **options)
 
-    @wrong("decode_file", "test_two_workers_give_what_one_process_gives", "keys")
+    @wrong(
+        "decode_file",
+        "test_two_workers_one_of_which_dies_give_what_one_process_gives",
+        "the keys",
+    )
     def takes_the_order_of_arrival(source, target, address=None, workers=2, **options):
         """Believes that rows come back as they went."""
         rows = read_rows(source)
