@@ -208,7 +208,7 @@ plt.show()
 
 # %%
 def work(groups):
-    """Seconds that the processor works on the prompts; what else runs does not count."""
+    """Seconds of the processor's work on the prompts; what else runs is not counted."""
     start = time.process_time()
     for group in groups:
         made = tokenizer(
