@@ -199,6 +199,14 @@ def of_generate(make=random_llama, seed=5, new=NEW):
     return found
 
 
+@pytest.fixture
+def answered():
+    """The first use of generate takes long: not on the learner's time."""
+    for make in (random_llama, random_gpt2):
+        of_generate(make)
+    of_generate(seed=8)
+
+
 def columns(texts=TEXTS, **more):
     """A batch as Ray hands it over."""
     keys = [f"k{n}" for n in range(len(texts))]
@@ -213,7 +221,7 @@ def listed(column):
 
 
 @pytest.mark.parametrize("make", [random_llama, random_gpt2])
-def test_each_row_gets_the_ids_that_generate_gives_it_alone(Decoder, make):
+def test_each_row_gets_the_ids_that_generate_gives_it_alone(Decoder, answered, make):
     wanted = of_generate(make)
     decoder = Decoder(loader=partial(tiny, make), max_new_tokens=NEW)
     call = "Decoder(loader, 10)(batch of 8 prompts)"
@@ -245,7 +253,7 @@ def _same_rows(got, wanted, call):
         assert not kinds, f"{call}: ids should be Python's int, not {kinds.pop()}"
 
 
-def test_text_is_the_ids_without_special_tokens(Decoder):
+def test_text_is_the_ids_without_special_tokens(Decoder, answered):
     _, tokenizer = tiny()
     made = Decoder(loader=tiny, max_new_tokens=NEW)(columns())
     assert "text" in made, f"there should be a column text, not only {list(made)}"
@@ -272,7 +280,7 @@ def test_every_column_that_comes_in_goes_out(Decoder):
     )
 
 
-def test_the_model_is_loaded_once_and_by_its_own_loader(Decoder):
+def test_the_model_is_loaded_once_and_by_its_own_loader(Decoder, answered):
     loads = []
 
     def counting(seed):
@@ -296,7 +304,7 @@ def test_the_model_is_loaded_once_and_by_its_own_loader(Decoder):
     assert len(loads) == 2, "the loader is called again with each batch"
 
 
-def test_pad_token_and_eos_may_be_the_same(Decoder):
+def test_pad_token_and_eos_may_be_the_same(Decoder, answered):
     def same():
         model, tokenizer = tiny()
         tokenizer.pad_token = tokenizer.eos_token
@@ -307,7 +315,7 @@ def test_pad_token_and_eos_may_be_the_same(Decoder):
     _same_rows(got, [of_generate()[text] for text in TEXTS], call)
 
 
-def test_max_new_tokens_is_for_each_row_and_a_batch_may_have_one(Decoder):
+def test_max_new_tokens_is_for_each_row_and_a_batch_may_have_one(Decoder, answered):
     decoder = Decoder(loader=tiny, max_new_tokens=3)
     got = listed(decoder(columns(("one two three",)))["ids"])
     wanted = [of_generate()["one two three"][:3]]
@@ -698,7 +706,7 @@ def test_the_source_is_read_only_and_names_may_be_strings(decode_file, bench):
     bench.ends_with(MANY[:3], "decode_file with names that are strings")
 
 
-def test_a_file_gets_the_ids_that_generate_gives(decode_file, tmp_path):
+def test_a_file_gets_the_ids_that_generate_gives(decode_file, answered, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     _write(source, TEXTS)
     decode_file(source, target, workers=0, loader=tiny, max_new_tokens=NEW)
