@@ -31,12 +31,14 @@ def start(address: str | None = None):
     """The module `ray`, joined to the cluster at `address`.
 
     address: as "ray://HOST:10001" from anywhere, or "auto" on one of the cluster's own
-    machines. Without it a cluster of this machine alone is started, which ends with the
-    program. A program that has joined a cluster stays in it, whatever it asks for.
+    machines; without it $RAY_ADDRESS, as for Ray itself. Without that a cluster of this
+    machine alone is started, which ends with the program. A program that has joined
+    a cluster stays in it, whatever it asks for.
     Raises ModuleNotFoundError where Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError(MISSING)
+    address = address or os.environ.get("RAY_ADDRESS")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address and _has_token():  # which Ray shows to none that it has not started
