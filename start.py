@@ -4,7 +4,8 @@
     python start.py check [NN ...]  check your exercises: all, or lesson 04, or top_k
     python start.py next            what to do now, and where
 
-For learners: check, next, hint, answer, reset, watch, doctor, update.
+For learners: check, next, hint, answer, reset, watch, doctor, update; scale (adds Ray,
+for two sections of lesson 18).
 For teachers: teach (adds the tools that they need), grade, export, slides, site.
 For maintainers: test, build, trust, browser, bench.
 Each says more with --help (python start.py check --help).
@@ -47,6 +48,10 @@ sys.path.pop(0)
 # What course/__main__.py can do, and which of these need requirements-teach.txt.
 COMMANDS = "check next hint answer reset watch doctor update grade test bench trust"
 TOOLS = "export slides site build browser"
+MORE = {  # commands that only install requirements-NAME.txt
+    "teach": "The tools for teachers and maintainers are",
+    "scale": "Ray, for lesson 18, is",
+}
 OF_LESSONS = "check hint answer reset watch"  # they take names of lessons and exercises
 # Paths are relative to where one types them:
 WITH_PATHS = "check watch grade export slides site browser"
@@ -65,21 +70,25 @@ def main(argv):
     if argv and not argv[0].startswith("-"):
         command, argv = argv[0], argv[1:]
     known = COMMANDS.split() + TOOLS.split()
-    if command not in ["lab", "teach"] + known:
+    if command not in ["lab"] + sorted(MORE) + known:
         sys.exit(
-            "start.py has no command '%s'. There are %s and teach; without a command "
-            "it opens JupyterLab. More: python start.py --help"
+            "start.py has no command '%s'. There are %s, scale and teach; without a "
+            "command it opens JupyterLab. More: python start.py --help"
             % (command, ", ".join(known))
         )
     first = ""
     if command == "lab":
         first, argv = first_lesson(argv)
-    if command == "teach" and argv:
-        sys.exit("`start.py teach` takes nothing after it, got: " + " ".join(argv))
+    if command in MORE and argv:
+        sys.exit(
+            "`start.py %s` takes nothing after it, got: %s" % (command, " ".join(argv))
+        )
 
     files = ["requirements.txt"]
-    if command == "teach" or command in TOOLS.split():
+    if command in TOOLS.split():
         files.append("requirements-teach.txt")
+    if command in MORE:
+        files.append("requirements-%s.txt" % command)
     try:
         if not environment.is_ready(files, build):
             look_before(command, argv)
@@ -93,10 +102,8 @@ def main(argv):
             "and is JupyterLab closed? Then run start.py again." % (error, HERE)
         )
 
-    if command == "teach":
-        sys.exit(
-            environment.say("The tools for teachers and maintainers are in .venv.")
-        )
+    if command in MORE:
+        sys.exit(environment.say("%s in .venv." % MORE[command]))
     if command not in WITH_PATHS.split():
         os.chdir(str(HERE))
     if command == "lab":

@@ -264,6 +264,7 @@ def test_a_language_that_is_not_there_is_named_with_those_that_are(bare, words):
         (["check", "42"], ["42", "04_top_k", "11_contrast"]),
         (["check", "top_p", "-x"], ["top_p", "04_top_k", "11_contrast"]),
         (["teach", "me"], ["teach", "me"]),
+        (["scale", "up"], ["scale", "up"]),
     ],
 )
 def test_a_wrong_word_is_named_with_what_exists_and_nothing_is_set_up(
@@ -279,7 +280,9 @@ def test_a_wrong_word_is_named_with_what_exists_and_nothing_is_set_up(
 def test_help_names_every_command(bare):
     code, output = run(bare, "--help")
     assert code == 0
-    for command in ("check", "next", "hint", "reset", "doctor", "update", "teach"):
+    for command in ("check", "next", "hint", "reset", "doctor", "update"):
+        assert command in output
+    for command in ("teach", "scale"):
         assert command in output
     assert run(bare, "check", "--help") == (0, output)  # no set-up for that either
     assert not (bare / ".venv").exists()
@@ -462,14 +465,16 @@ def test_changed_requirements_are_installed_before_anything_runs(course):
         (course / "requirements.txt").write_text(good)
 
 
-def test_teach_installs_both_files_and_leaves_the_learner_ready(course):
+@pytest.mark.parametrize("command", ["teach", "scale"])
+def test_what_comes_on_top_is_installed_and_leaves_the_learner_ready(course, command):
     good = (course / "requirements.txt").read_text()
-    tool = write_wheel(course, "teachtool", teachtool_of_the_course="")
-    (course / "requirements-teach.txt").write_text(f"./{tool}\n")
-    (course / "requirements.txt").write_text(good + "# a newer version\n")
+    module = f"{command}tool_of_the_course"
+    tool = write_wheel(course, f"{command}tool", **{module: ""})
+    (course / f"requirements-{command}.txt").write_text(f"./{tool}\n")
+    (course / "requirements.txt").write_text(f"{good}# newer, for {command}\n")
     try:
-        assert run(course, "teach")[0] == 0
-        find = [str(load(course).PYTHON), "-c", "import teachtool_of_the_course"]
+        assert run(course, command)[0] == 0
+        find = [str(load(course).PYTHON), "-c", f"import {module}"]
         assert subprocess.run(find).returncode == 0
         assert len(run(course, "test")[1].splitlines()) == 1  # no second set-up
     finally:

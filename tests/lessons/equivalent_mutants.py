@@ -33,6 +33,11 @@ FOLLOWS_NOTHING = "the first id of a text follows nothing"
 NOT_LOOKED_UP = "counts for suffixes that are never looked up"
 NOT_THERE = "looks for suffixes that are never counted"
 
+RANGE_RAISES = "range raises ValueError for a step of 0"
+WITH_RAY = "only Ray's workers run this, and their checks are there where Ray is"
+ASCII = "json.dumps writes ASCII, which is the same in the usual encodings"
+SAME_LENGTH = "both have an entry for each column, or for each row"
+ANY_NAME = "any name will do that is gone in the end"
 SAME = "the text of the mutant is that of the answer"
 AS_LONG = "there are as many logits as rows"
 ONE_EACH = "there are as many contexts as rows"
@@ -459,6 +464,41 @@ EQUIVALENT = {
         "(-draws[token].item())) return total → (-draws[token])) return total": (
             "math takes a tensor of one number for it"
         ),
+    },
+    "waste": {
+        "if batch_size < 1: raise ValueError( → if batch_size < 0: raise ValueError(": RANGE_RAISES,
+    },
+    "batches": {
+        "if batch_size < 1: raise ValueError( → if batch_size < 0: raise ValueError(": RANGE_RAISES,
+    },
+    "Decoder": {
+        "='pt') made = made.to(model.device) ids, mask, → ='pt') pass ids, mask,": ON_THE_CPU,
+    },
+    "decode_file": {
+        "workers: int=2, **options) → workers: int=3, **options)": WITH_RAY,
+        "workers: int=2, **options) → workers: int=1, **options)": WITH_RAY,
+        ".start(address) data = ray.data.from_items([left[n] for group in groups for n in group]) return data.map_batches → .start(address) pass return data.map_batches": WITH_RAY,
+        "group]) return data.map_batches(Decoder, fn_constructor_kwargs=options, batch_size=BATCH, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=0.5).iter_rows() groups = batches → group]) return None groups = batches": WITH_RAY,
+        "= ray.data.from_items([left[n] for group in groups for n in group]) return data.map_batches → = ray.data return data.map_batches": WITH_RAY,
+        "num_cpus=0.5).iter_rows() groups = batches → num_cpus=0.5) groups = batches": WITH_RAY,
+        ".map_batches(Decoder, fn_constructor_kwargs=options, batch_size=BATCH, compute → .map_batches(Decoder, batch_size=BATCH, compute": WITH_RAY,
+        "fn_constructor_kwargs=options, batch_size=BATCH, compute=ray.data. → fn_constructor_kwargs=options, compute=ray.data.": WITH_RAY,
+        "batch_size=BATCH, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=0.5) → batch_size=BATCH, num_cpus=0.5)": WITH_RAY,
+        "ActorPoolStrategy(size=workers), num_cpus=0.5).iter_rows() → ActorPoolStrategy(size=workers)).iter_rows()": WITH_RAY,
+        "ray.data.ActorPoolStrategy(size=workers), num_cpus=0 → ray.data.ActorPoolStrategy(), num_cpus=0": WITH_RAY,
+        "compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=0. → compute=ray.data, num_cpus=0.": WITH_RAY,
+        "workers), num_cpus=0.5).iter_rows() → workers), num_cpus=1.0).iter_rows()": WITH_RAY,
+        "workers), num_cpus=0.5).iter_rows( → workers), num_cpus=1.5).iter_rows(": WITH_RAY,
+        "'.join(lines), encoding='utf-8') os.replace( → '.join(lines)) os.replace(": ASCII,
+        ".open('a', encoding='utf-8') as file: → .open('a') as file:": ASCII,
+        "*made.values(), strict=True): yield dict → *made.values()): yield dict": SAME_LENGTH,
+        "(), strict=True): yield dict → (), strict=False): yield dict": SAME_LENGTH,
+        "zip(made, values, strict=True)) def decoded_by_ray → zip(made, values)) def decoded_by_ray": SAME_LENGTH,
+        "values, strict=True)) def decoded_by_ray → values, strict=False)) def decoded_by_ray": SAME_LENGTH,
+        "f'{target}.new') lines = → f'{target}.newx') lines =": ANY_NAME,
+    },
+    "split_rows": {
+        "matrix.chunk(shards, dim=0)] → matrix.chunk(shards)]": "dimension 0 is chunk's default",
     },
     "constrained_decode": {
         "1) if fed.item() == eos_id: → 1) if fed == eos_id:": ONE_ROW,
