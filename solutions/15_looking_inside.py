@@ -100,18 +100,18 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 check(entropy)
 
 # %% [markdown]
-# At most ln 49,152 = 10.8 nats. Four short reviews with a verdict, and a fifth one that the model
-# begins with its likeliest tokens. How sure was it at each place?
+# At most ln 49,152 = 10.8 nats. Four questions with answers, and a fifth one that the model answers
+# with its likeliest tokens. How sure was it at each place?
 
 # %%
-REVIEWS = """The room was small, but the view was great: positive
-The food was cold, and the staff was rude: negative
-The bus was late, but the driver was kind: positive
-The soup was hot, but the bread was old: negative
-The film was"""
-prompt = ids_of(REVIEWS)
+QUESTIONS = """Can a penguin fly? A penguin is a bird, but its wings are small, so no.
+Can a duck fly? A duck is a bird, and its wings are strong, so yes.
+Can a cow fly? A cow is an animal, but it has no wings, so no.
+Can a bee fly? A bee is an insect, and it has wings, so yes.
+Can a chicken fly? A chicken is"""
+prompt = ids_of(QUESTIONS)
 start = prompt.shape[1]
-options = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": pad}
+options = {"do_sample": False, "max_new_tokens": 11, "pad_token_id": pad}
 ids = model.generate(prompt, **options)
 with torch.no_grad():
     uncertain = entropy(model(ids).logits[0, start - 1 : -1])  # of each new token
@@ -119,13 +119,12 @@ tokens = labels_of(ids[0, start:])
 shown = [f"{t}\n{h:.1f}" for t, h in zip(tokens, uncertain.tolist(), strict=True)]
 fig, ax = plt.subplots(figsize=(8, 1.1))
 values = uncertain.tolist()
-figures.token_strip(ax, shown, values, per_row=9, label="entropy (nats)")
+figures.token_strip(ax, shown, values, per_row=11, label="entropy (nats)")
 plt.show()
 
 # %% [markdown]
-# What a review says is open; that a colon follows its last word is not. Entropy knows nothing of
-# meaning, though: it is as high where many words would do as where different things could be
-# said.
+# What it says of a chicken is open; that a full stop ends the answer is not. Entropy knows nothing
+# of meaning: it is as high where many words would do as where different things could be said.
 #
 # ## 2. Forks
 #
@@ -171,26 +170,27 @@ def fork_points(model, ids: torch.Tensor, threshold: float) -> list[int]:
 check(fork_points)
 
 # %%
-forks = [place for place in fork_points(model, ids, 0.8) if place >= start]
+forks = [place for place in fork_points(model, ids, 1.0) if place >= start]
 for place in forks:
     print(place, f"{uncertain[place - start]:.2f}", repr(tokenizer.decode(ids[0, place])))
 
 # %% [markdown]
 # Does it matter which way the text goes? That is another question. To answer it, change the one
-# token, let the model go on, many times, and look at the *outcome*: here, is the verdict positive?
-# Bigelow et al. (2025) do this at every place of a text.
+# token, let the model go on, many times, and look at the *outcome*: here, does the answer end with
+# "yes"? Bigelow et al. (2025) do this at every place of a text.
 #
-# **Predict:** we take the two forks with the least and with the most entropy, the comma and the
-# last word of the review. At which one does the outcome depend on the token?
+# **Predict:** two of these forks have about the same entropy, " it" and " wings". At which one
+# does the outcome depend on the token?
 
 # %%
-N, STEPS = 32, 10
-VERDICTS = {ids_of(f" {name}")[0, 0].item(): name for name in ("positive", "negative")}
-ends = [*VERDICTS, ids_of("\n")[0, 0].item(), tokenizer.eos_token_id]
+N, STEPS = 24, 12
+VERDICTS = {ids_of(f" {word}")[0, 0].item(): word for word in ("yes", "no")}
+BREAK = ids_of("\n")[0, 0].item()
+IT, WINGS = (ids_of(f" {word}")[0, 0].item() for word in ("it", "wings"))
 
 
 def outcomes_after(prefix, tokens):
-    """{token: [1.0 or 0.0 for each sample, for a positive or negative verdict]}"""
+    """{token: [1.0 for each sample that says yes, 0.0 for each that says no]}"""
     forced = torch.tensor(tokens, device=model.device).repeat_interleave(N)[:, None]
     steps = []
 
@@ -198,12 +198,13 @@ def outcomes_after(prefix, tokens):
         steps.append(forced if not steps else pick_sample(logits))
         return steps[-1]
 
+    ends = [BREAK, tokenizer.eos_token_id]
     out = sample_many(model, prefix, N * len(tokens), STEPS, pick, ends, pad)
     found = {token: [] for token in tokens}
-    for row in out[:, prefix.shape[1] :].tolist():
-        verdict = next((VERDICTS[i] for i in row if i in VERDICTS), None)
-        if verdict:  # others ended without one, or not within STEPS tokens
-            found[row[0]].append(float(verdict == "positive"))
+    for token, *row in out[:, prefix.shape[1] :].tolist():
+        said = [VERDICTS[i] for i in row if i in VERDICTS]
+        if said:  # others ended without a verdict, or not within STEPS tokens
+            found[token].append(float(said[-1] == "yes"))
     return found
 
 
@@ -225,9 +226,8 @@ def interval(values, generator, resamples=2000):
 
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
-by_entropy = sorted(forks, key=lambda place: uncertain[place - start])
 branches = []  # (place, token, entropy, number, share, low, high)
-for place in (by_entropy[0], by_entropy[-1]):
+for place in (place for place in forks if ids[0, place] in (IT, WINGS)):
     with torch.no_grad():
         tokens = model(ids[:, :place]).logits[0, -1].topk(3).indices.tolist()
     for token, values in outcomes_after(ids[:, :place], tokens).items():
@@ -235,35 +235,36 @@ for place in (by_entropy[0], by_entropy[-1]):
         branches.append((place, token, h, len(values), *interval(values, generator)))
 for place, token, h, number, share, low, high in branches:
     print(f"{place} ({h:.2f} nats)  {tokenizer.decode([token])!r:12}", end="")
-    print(f"positive {share:.2f} [{low:.2f}, {high:.2f}] of {number}")
+    print(f"yes {share:.2f} [{low:.2f}, {high:.2f}] of {number}")
 
 # %% [markdown]
-# The same as a tree. The line is the text as it was written; each fork has three ways to go, and
-# the bar behind each is the share of positive verdicts with its interval:
+# The same as a tree. Blue is the text as it was written; each fork has three ways to go, and the bar
+# behind each is the share of answers that say yes, with its interval:
 
 # %%
-rows = [1, 0, 2, 4, 3, 5]  # where the branches stand: at each fork, the text in the middle
+ROWS = [1, 0, 2, 4, 3, 5]  # where the branches stand: of each fork, the written one between
 fig, (tree, bars) = plt.subplots(
     1, 2, figsize=(8.5, 3.4), sharey=True, width_ratios=[3, 2]
 )
-for n, (place, token, h, _, share, low, high) in enumerate(branches):
-    x, y = place - start, rows[n]
-    written = token == ids[0, place].item()
-    way = ([x, x + 0.8], [rows[n - n % 3], y])
-    tree.plot(*way, color=figures.BLUE if written else figures.GREY, zorder=1)
+for n, (place, token, h, number, share, low, high) in enumerate(branches):
+    x, y, middle = (3.4, 7.4)[n // 3], ROWS[n], ROWS[n - n % 3]
+    colour = figures.BLUE if token == ids[0, place] else figures.GREY
+    tree.plot([x, x + 0.8], [middle, y], color=colour, zorder=1)
     tree.text(x + 0.9, y, figures.token_label(tokenizer, token), va="center")
-    bars.barh(y, share, color=figures.BLUE if written else figures.SKY, height=0.6)
+    bars.barh(y, share, color=colour, height=0.6)
     bars.plot([low, high], [y, y], color=figures.BLACK)
     if n % 3 == 0:
         tree.scatter(x, y, color=figures.RED, zorder=2)
-        tree.text(x, y - 0.3, f"{h:.1f} nats", color=figures.RED, ha="center")
-tree.plot([-1, branches[0][0] - start], [1, 1], color=figures.BLUE)
-tree.text(-1, 0.7, "The film was " + tokenizer.decode(ids[0, start]), fontsize=9)
-tree.plot([2.8, branches[3][0] - start], [1, 4], color=figures.BLUE, zorder=0)
-tree.text(3.4, 2.1, "but the director was", fontsize=9)
-tree.set(xlim=(-1.2, 9), ylim=(5.6, -0.6))
+        tree.text(x - 0.2, y + 0.5, f"{h:.1f} nats", color=figures.RED, ha="right")
+first, second = (place for place, *_ in branches[::3])
+tree.plot([0, 3.4], [1, 1], color=figures.BLUE, zorder=0)
+text = tokenizer.decode(ids[0, start:first])
+tree.text(1.6, 0.7, f"A chicken is{text}", ha="center", fontsize=9)
+tree.plot([4.9, 5.4, 7.4], [1, 4, 4], color=figures.BLUE, zorder=0)
+tree.text(6.3, 3.7, tokenizer.decode(ids[0, first + 1 : second]), ha="center", fontsize=9)
+tree.set(xlim=(-0.2, 10), ylim=(5.6, -0.6))
 tree.axis("off")
-bars.set(xlabel="share of positive verdicts", xlim=(0, 1))
+bars.set(xlabel="share of answers that say yes", xlim=(0, 1))
 bars.tick_params(left=False)
 plt.show()
 
@@ -488,8 +489,9 @@ for name, temperature in cases.items():
     ax.plot(mean.cpu(), share.cpu(), marker="o", label=name)
     if temperature == 1.0:
         for x, y, n in zip(mean.tolist(), share.tolist(), count.tolist(), strict=True):
-            ax.annotate(n, (x, y), xytext=(4, -11), textcoords="offset points")
-ax.set(xlabel="mean confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+            ax.annotate(n, (x, y), xytext=(5, -9), textcoords="offset points")
+ax.set(xlabel="mean confidence", ylabel="share that is right")
+ax.set(xlim=(0, 1), ylim=(-0.05, 1.02))
 ax.legend(loc="upper left")
 plt.show()
 
@@ -503,3 +505,265 @@ plt.show()
 scaled = flat[:half] / T
 loss = torch.nn.functional.cross_entropy(scaled, targets[:half]).item()
 print(f"entropy {entropy(scaled).mean():.3f}, surprisal {loss:.3f}")
+
+# %% [markdown]
+# ## 4. In which layer does it know?
+#
+# Each layer adds something to a vector of 576 numbers, the *hidden state* of a place. The last one
+# goes through a norm and then through the head, which makes logits of it. The *logit lens*
+# (nostalgebraist, 2020) sends the state behind *every* layer through the same norm and head: what
+# would the model say if it ended here?
+#
+# Three things go wrong with it, and each has gone wrong in published code. **Predict:**
+# `transformers` returns one state for the embeddings and one behind each layer. Is the last one
+# already normed?
+
+# %% [markdown]
+# ### Exercise 15.6 · `logit_lens`
+#
+# difficulty ★★★ · importance ★★★ · 25 min · our answer: 6 lines
+#
+# The logits that the norm and the head make of each state: row 0 of the embeddings, row n of the
+# state behind layer n. Each state is normed with *its own* statistics, as the norm does when you
+# call it. `final_norm(model)` from the first cell gives the norm, and
+# `model.get_output_embeddings()` the head.
+#
+# The last row must be what the model itself says: `logit_lens(model, ids)[-1]` equals
+# `model(ids).logits`. If it does not, you have found one of the three mistakes.
+#
+# By hand: a model of two layers, one row of 5 tokens, 97 tokens in the vocabulary. The result has
+# the shape (3, 1, 5, 97). Its row 1 is what the model says if its second layer is taken out.
+#
+# <details><summary>Hint 1</summary><code>output_hidden_states=True</code> gives
+# <code>hidden_states</code>, a tuple of layers + 1 tensors (batch, seq, d).</details>
+# <details><summary>Hint 2</summary>Ask the model: which of
+# <code>head(hidden_states[-1])</code> and <code>head(norm(hidden_states[-1]))</code> are its
+# logits?</details>
+# <details><summary>Hint 3</summary>With norm weights of 1, as in a new model, norming twice changes
+# next to nothing. In a trained model it does.</details>
+
+
+# %% tags=["exercise"]
+def logit_lens(model, ids: torch.Tensor) -> torch.Tensor:
+    """The logits that the final norm and the head make of the state behind each layer.
+
+    ids: (batch, seq) int64, without padding. model: a Llama or a GPT-2 of transformers,
+    in any float dtype. It is called once, without gradients. Returns (layers + 1, batch,
+    seq, vocab) float32: row 0 for the embeddings; the last row is model(ids).logits.
+    """
+    ### BEGIN SOLUTION
+    norm, head = final_norm(model), model.get_output_embeddings()
+    with torch.no_grad():
+        *inner, last = model(ids, output_hidden_states=True).hidden_states
+        states = [norm(state) for state in inner] + [last]  # the last is normed already
+        return torch.stack([head(state).float() for state in states])
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(logit_lens)
+
+# %%
+FRANCE = ids_of("The capital of France is")
+lens = logit_lens(model, FRANCE)
+with torch.no_grad():
+    print("last row = logits:", torch.equal(lens[-1], model(FRANCE).logits))
+    hidden = model(FRANCE, output_hidden_states=True).hidden_states
+    head, norm = model.get_output_embeddings(), final_norm(model)
+    scale = hidden[-2][0, -1].norm()  # about that of the last state
+    for layer in (5, 15, 25, 29):
+        state = hidden[layer][0, -1]
+        shared = head(norm.weight * state * len(state) ** 0.5 / scale)
+        kinds = {"own": lens[layer, 0, -1], "shared": shared, "none": head(state)}
+        print(f"layer {layer:2}", end="")
+        for name, logits in kinds.items():
+            word = tokenizer.decode(logits.argmax())
+            print(f"   {name} norm: {entropy(logits):5.2f} nats {word!r:9}", end="")
+        print()
+
+# %% [markdown]
+# LENSTEXT
+#
+# The picture that the lens is known for: what each place would say behind each layer.
+
+# %%
+tokens = labels_of(FRANCE[0])
+best = lens[:, 0].argmax(-1)  # (layers + 1, seq)
+doubt = entropy(lens[:, 0]).cpu()
+fig, ax = plt.subplots(figsize=(6.4, 7.5))
+image = ax.imshow(doubt, aspect="auto", vmin=0, vmax=8)
+for layer, row in enumerate(best.tolist()):
+    for place, token in enumerate(row):
+        colour = "black" if doubt[layer, place] > 4 else "white"
+        text = figures.token_label(tokenizer, token)
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+        ax.text(place, layer, text, **style)
+ax.set_xticks(range(len(tokens)), tokens)
+ax.set(ylabel="behind layer", title="the likeliest next token, by the logit lens")
+fig.colorbar(image, label="entropy (nats)")
+plt.show()
+
+# %% [markdown]
+# Behind layer 0 each place says the token itself: this model has one matrix for its embeddings and
+# its head. Then come twenty layers of commas. " Paris" comes first at the very last layer. So
+# does the model find the answer only there?
+#
+# That can be tried. Run the same prompt with Italy. Take *its* state of the last place, behind
+# layer n, put it in the place of France's, and let the layers after it run. If the answer becomes
+# Rome, then the state behind layer n had it, whatever the lens shows. This is called *patching*.
+#
+# **Predict:** from which layer on?
+
+
+# %%
+def patched(ids, layer, state):
+    """Next-token probabilities of ids, with another last state behind a layer."""
+
+    def put(module, arguments, output):
+        output = output.clone()
+        output[:, -1] = state
+        return output
+
+    hook = model.base_model.layers[layer - 1].register_forward_hook(put)
+    try:
+        with torch.no_grad():
+            return model(ids).logits[0, -1].softmax(-1)
+    finally:
+        hook.remove()
+
+
+ITALY = ids_of("The capital of Italy is")
+rome = ids_of(" Rome")[0, 0]
+lens = logit_lens(model, ITALY)[:, 0, -1]  # (layers + 1, vocab)
+with torch.no_grad():
+    states = model(ITALY, output_hidden_states=True).hidden_states
+layers = range(1, model.config.num_hidden_layers)
+swapped = [patched(FRANCE, n, states[n][0, -1])[rome].item() for n in layers]
+for n in (22, 23, 24, 28):
+    rank = (lens[n] > lens[n, rome]).sum() + 1
+    print(f"behind layer {n}: patched, p(Rome) = {swapped[n - 1]:.2f}", end="")
+    print(f"; the lens ranks it {rank:,}")
+
+# %%
+fig, ax = plt.subplots(figsize=(6.5, 2.8))
+ax.plot(layers, swapped, marker="o", label="after patching France with Italy")
+shown = lens.softmax(-1)[:, rome].cpu()
+ax.plot(range(len(shown)), shown, marker="o", label="the lens, for Italy")
+ax.set(xlabel="behind layer", ylabel="p(Rome)", ylim=(-0.02, 0.5))
+ax.legend(loc="upper left")
+plt.show()
+
+# %% [markdown]
+# PATCHTEXT
+#
+# ## 5. Where does it look?
+#
+# Layer 24 moved the country to the last place, and it is attention that moves things between
+# places. So one could ask the attention weights. Here are those of all layers:
+
+
+# %%
+def attentions_of(ids):
+    """A tensor (batch, heads, seq, seq) for each layer, as in lesson 02."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            return model(ids, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(before)
+
+
+attentions = attentions_of(FRANCE)
+last = torch.stack(attentions)[:, 0, :, -1]  # (layers, heads, seq), of the last place
+for token, share in zip(tokens, last.mean((0, 1)).tolist(), strict=True):
+    print(f"{token:9} {share:.2f}")
+
+# %% [markdown]
+# On average over layers and heads two thirds of the attention goes to "The", which says nothing.
+# The first token is an *attention sink* (Xiao et al., 2024): where a head has nothing to look for, it
+# looks there, since its weights must add up to 1.
+#
+# A mean over layers is naive for another reason: a later layer looks at states in which earlier
+# layers have mixed others. *Attention rollout* (Abnar and Zuidema, 2020) follows the mixtures
+# down to the tokens.
+
+# %% [markdown]
+# ### Exercise 15.7 · `attention_rollout`
+#
+# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 8 lines
+#
+# Take for each layer the mean A of its heads. The state of a place goes on beside the attention,
+# so half is attention and half the place itself: M = ½ A + ½ I, with the identity I. Then
+# multiply the layers: the first layer's M is the rollout behind layer 1, and each later layer
+# multiplies *from the left*, R ← M · R. Row i of the result says how much of each token there is
+# in place i.
+#
+# By hand: two tokens and one layer with one head, A = [[1, 0], [0.5, 0.5]]. M = [[1, 0], [0.25,
+# 0.75]] is the result. With a second layer that is the same: [[1, 0], [0.4375, 0.5625]], since
+# 0.25 + 0.75 · 0.25 = 0.4375.
+#
+# <details><summary>Hint 1</summary><code>attention.mean(1)</code> is the mean of the heads,
+# <code>torch.eye(seq)</code> the identity.</details>
+# <details><summary>Hint 2</summary><code>@</code> multiplies the matrices of all rows of a batch
+# at once. Which of the two stands on the left?</details>
+
+
+# %% tags=["exercise"]
+def attention_rollout(attentions) -> torch.Tensor:
+    """How much of each token there is in each place behind the last of these layers.
+
+    attentions: (batch, heads, seq, seq) for each layer, the first layer first, in any
+    float dtype; each row adds up to 1. Returns (batch, seq, seq) float32; [b, i, j] is
+    the share of token j in place i. Raises ValueError if there is no layer.
+    """
+    ### BEGIN SOLUTION
+    if len(attentions) == 0:
+        raise ValueError("a rollout needs at least one layer")
+    seq, device = attentions[0].shape[-1], attentions[0].device
+    identity = torch.eye(seq, device=device)
+    rollout = identity.repeat(len(attentions[0]), 1, 1)  # (batch, seq, seq)
+    for attention in attentions:
+        mixed = attention.float().mean(1) / 2 + identity / 2
+        rollout = mixed @ rollout
+    return rollout
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(attention_rollout)
+
+# %% [markdown]
+# And an independent question: what happens to the next token if a token is replaced by another?
+# The Kullback–Leibler divergence from the old distribution to the new one, as a mean over five
+# replacements:
+
+
+# %%
+def effects(ids, replacements=(" the", " a", ",", " blue", " seven")):
+    """For each place: how far the next-token distribution moves, in nats."""
+    others = [ids_of(word)[0, 0] for word in replacements]
+    changed = ids.repeat(ids.shape[1] * len(others), 1)
+    for n in range(len(changed)):
+        place, other = divmod(n, len(others))
+        changed[n, place] = others[other]
+    with torch.no_grad():
+        old = model(ids).logits[0, -1].log_softmax(-1)
+        new = model(changed).logits[:, -1].log_softmax(-1)
+    moved = (old.exp() * (old - new)).sum(-1)  # (places * replacements,)
+    return moved.reshape(ids.shape[1], -1).mean(-1)
+
+
+columns = {
+    "mean attention of the last place": last.mean((0, 1)),
+    "attention rollout": attention_rollout(attentions)[0, -1],
+    "effect of another token, nats": effects(FRANCE),
+}
+fig, axes = plt.subplots(1, 3, figsize=(9, 2.4))
+for ax, (name, column) in zip(axes, columns.items(), strict=True):
+    figures.token_bars(ax, tokens, column.tolist())
+    ax.set_title(name, fontsize=10)
+plt.show()
+for n in (1, 2, 5, 10, 30):
+    share = attention_rollout(attentions[:n])[0, -1, 0]
+    print(f"rollout behind layer {n:2}: {share:.3f} of the last place is {tokens[0]!r}")
