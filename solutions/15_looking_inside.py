@@ -183,7 +183,7 @@ for place in forks:
 # does the outcome depend on the token?
 
 # %%
-N, STEPS = 24, 12
+N, STEPS = 20, 12
 VERDICTS = {ids_of(f" {word}")[0, 0].item(): word for word in ("yes", "no")}
 BREAK = ids_of("\n")[0, 0].item()
 IT, WINGS = (ids_of(f" {word}")[0, 0].item() for word in ("it", "wings"))
@@ -269,10 +269,10 @@ bars.tick_params(left=False)
 plt.show()
 
 # %% [markdown]
-# FORKTEXT
-#
-# Entropy says that the text can part here. What hangs on it, only the other ways can tell: they
-# have to be walked.
+# Two places of about the same entropy. At the first, the three intervals lie on top of each other: we
+# see no difference. At the second, one token turns most answers around, though the model gave it
+# only a few percent. Entropy says that the text can part here. What hangs on it, only the other
+# ways can tell: they have to be walked.
 #
 # ## 3. Is it as sure as it should be?
 #
@@ -470,8 +470,6 @@ check(fit_temperature)
 # %%
 half = len(flat) // 2
 T = fit_temperature(flat[:half], targets[:half])
-cold = fit_temperature(flat[:half] / 0.5, targets[:half])
-print(f"fitted: {T:.2f}; for logits that were divided by 0.5: {cold:.2f}")
 others, true = flat[half:], targets[half:]
 cases = {"temperature 0.5": 0.5, "the model's own": 1.0, f"fitted, {T:.2f}": T}
 for name, temperature in cases.items():
@@ -496,7 +494,11 @@ ax.legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# CALTEXT
+# The model is a little too sure of these old books, and one number mends most of that, on texts by
+# other authors. The green and the red line are close, and a bin with 14 predictions is mostly
+# chance: believe the surprisal rather than the bins. The blue line is far off. A low temperature
+# makes better-looking texts, and probabilities that mean nothing: where an API has both, ask
+# whether its log-probabilities are those before the temperature or after.
 #
 # The fit has a second meaning. At the T that it finds, the mean entropy of the rows on which it was
 # found equals their mean surprisal: the model is on average as surprised as it expects to be.
@@ -570,7 +572,7 @@ with torch.no_grad():
     print("last row = logits:", torch.equal(lens[-1], model(FRANCE).logits))
     hidden = model(FRANCE, output_hidden_states=True).hidden_states
     head, norm = model.get_output_embeddings(), final_norm(model)
-    scale = hidden[-2][0, -1].norm()  # about that of the last state
+    scale = hidden[29][0, -1].norm()  # as if kept from layer 29
     for layer in (5, 15, 25, 29):
         state = hidden[layer][0, -1]
         shared = head(norm.weight * state * len(state) ** 0.5 / scale)
@@ -582,7 +584,11 @@ with torch.no_grad():
         print()
 
 # %% [markdown]
-# LENSTEXT
+# The own norm is the lens. With a scale that was kept from a late layer (here layer 29's), early
+# layers look as if they knew nothing: their states are small, and small logits are a nearly uniform
+# distribution. A well-known library did that until 2026 (TransformerLens, issue 1076). Without a
+# norm the tokens are nonsense, and the model seems certain of them. Both are artefacts, and only
+# the last row tells.
 #
 # The picture that the lens is known for: what each place would say behind each layer.
 
@@ -596,7 +602,7 @@ for layer, row in enumerate(best.tolist()):
     for place, token in enumerate(row):
         colour = "black" if doubt[layer, place] > 4 else "white"
         text = figures.token_label(tokenizer, token)
-        style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+        style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
         ax.text(place, layer, text, **style)
 ax.set_xticks(range(len(tokens)), tokens)
 ax.set(ylabel="behind layer", title="the likeliest next token, by the logit lens")
@@ -604,9 +610,9 @@ fig.colorbar(image, label="entropy (nats)")
 plt.show()
 
 # %% [markdown]
-# Behind layer 0 each place says the token itself: this model has one matrix for its embeddings and
-# its head. Then come twenty layers of commas. " Paris" comes first at the very last layer. So
-# does the model find the answer only there?
+# In row 0 nearly each place says the token itself: this model has one matrix for its embeddings and
+# its head. Then come twenty layers of commas and spaces. " Paris" appears in the very last row.
+# So does the model find the answer only there?
 #
 # That can be tried. Run the same prompt with Italy. Take *its* state of the last place, behind
 # layer n, put it in the place of France's, and let the layers after it run. If the answer becomes
@@ -637,16 +643,18 @@ rome = ids_of(" Rome")[0, 0]
 lens = logit_lens(model, ITALY)[:, 0, -1]  # (layers + 1, vocab)
 with torch.no_grad():
     states = model(ITALY, output_hidden_states=True).hidden_states
-layers = range(1, model.config.num_hidden_layers)
-swapped = [patched(FRANCE, n, states[n][0, -1])[rome].item() for n in layers]
-for n in (22, 23, 24, 28):
+swapped = {}
+for n in (1, 5, 10, 15, 20, 22, 23, 24, 25, 27, 29):
+    swapped[n] = patched(FRANCE, n, states[n][0, -1])[rome].item()
+for n in (22, 23, 24, 27):
     rank = (lens[n] > lens[n, rome]).sum() + 1
-    print(f"behind layer {n}: patched, p(Rome) = {swapped[n - 1]:.2f}", end="")
+    print(f"behind layer {n}: patched, p(Rome) = {swapped[n]:.2f}", end="")
     print(f"; the lens ranks it {rank:,}")
 
 # %%
 fig, ax = plt.subplots(figsize=(6.5, 2.8))
-ax.plot(layers, swapped, marker="o", label="after patching France with Italy")
+label = "after patching France with Italy"
+ax.plot(swapped.keys(), swapped.values(), marker="o", label=label)
 shown = lens.softmax(-1)[:, rome].cpu()
 ax.plot(range(len(shown)), shown, marker="o", label="the lens, for Italy")
 ax.set(xlabel="behind layer", ylabel="p(Rome)", ylim=(-0.02, 0.5))
@@ -654,7 +662,12 @@ ax.legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# PATCHTEXT
+# From one layer to the next. Layer 24 brings Italy to the last place, and from there on the answer is
+# settled, in full. The lens ranks " Rome" behind a thousand other tokens there, and shows it
+# six layers later. It answers one question: what would *this* norm and *this* head make of a
+# state? They were trained for the last one. What it shows early is there; what it does not show
+# may be there all the same. (The *tuned lens* of Belrose et al., 2023, trains a small map for each
+# layer, and sees more.)
 #
 # ## 5. Where does it look?
 #
@@ -767,3 +780,173 @@ plt.show()
 for n in (1, 2, 5, 10, 30):
     share = attention_rollout(attentions[:n])[0, -1, 0]
     print(f"rollout behind layer {n:2}: {share:.3f} of the last place is {tokens[0]!r}")
+
+# %% [markdown]
+# The rollout says that all of the last place comes from "The". Replacing tokens says that "France"
+# matters most, and "The" least. The rollout of a causal model with many layers is bound to say so,
+# whatever the text is: the first token looks at nothing but itself, all others look to the left
+# and never back, so with each layer more of the product ends in column 0.
+#
+# And single heads? Layer 24 brought the country to the last place. **Predict:** does one of its
+# heads look at it?
+
+
+# %%
+def without_head(ids, layer, head):
+    """Next-token probabilities when one head gives nothing to the last place."""
+    size = model.config.head_dim
+    module = model.base_model.layers[layer - 1].self_attn.o_proj
+
+    def silence(module, arguments):
+        mixed = arguments[0].clone()
+        mixed[:, -1, head * size : (head + 1) * size] = 0.0
+        return (mixed,)
+
+    hook = module.register_forward_pre_hook(silence)
+    try:
+        with torch.no_grad():
+            return model(ids).logits[0, -1].softmax(-1)
+    finally:
+        hook.remove()
+
+
+paris = ids_of(" Paris")[0, 0]
+for head in range(model.config.num_attention_heads):
+    left = without_head(FRANCE, 24, head)[paris].item()
+    print(f"layer 24, head {head}: {last[23, head, 3]:.2f} of its attention to", end=" ")
+    print(f"{tokens[3]}; without the head, p(Paris) = {left:.2f}")
+
+# %% [markdown]
+# HEADTEXT
+#
+# Attention weights are a good place to get an idea, and no evidence for it. A weight says how much
+# of a state is read, not what is read, nor what becomes of it. The evidence is what changes when
+# you change something. (Jain and Wallace, 2019, and Wiegreffe and Pinter, 2019, are the two sides
+# of that debate.)
+#
+# ## 6. Who wrote it?
+#
+# The model ranks all tokens at each place. A program that samples takes tokens of low rank more
+# often than people do: GLTR (Gehrmann, Strobelt and Rush, 2019) colours each word of a text by its
+# rank, to show who wrote it.
+
+# %% [markdown]
+# ### Exercise 15.8 · `token_ranks`
+#
+# difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 5 lines
+#
+# For each token but the first: its rank among all tokens that could have come in its place. The
+# likeliest has rank 1. The rank is one more than the number of tokens that are *more* probable, so
+# equal ones share the better rank.
+#
+# By hand: the logits behind the first token are `[2, 5, 5, 9]`. If the second token is 3, its rank
+# is 1; if it is 1 or 2, its rank is 2; if it is 0, its rank is 4.
+#
+# <details><summary>Hint 1</summary>As in <code>token_logprobs</code>: <code>gather</code> the
+# logit of the token that came. Then count along the vocabulary.</details>
+# <details><summary>Hint 2</summary>Compare logits, not probabilities: in float32 the softmax of two
+# different logits may both be 0.</details>
+
+
+# %% tags=["exercise"]
+def token_ranks(model, ids: torch.Tensor) -> torch.Tensor:
+    """The rank of each token among all that the model could have had in its place.
+
+    ids: (batch, seq) int64, without padding. The model is called once, without
+    gradients. Returns (batch, seq - 1) int64; entry t belongs to the token ids[:, t +
+    1], and is 1 plus the number of tokens with a larger logit.
+    """
+    ### BEGIN SOLUTION
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1]  # (batch, seq - 1, vocab)
+    came = logits.gather(-1, ids[:, 1:, None])  # (batch, seq - 1, 1)
+    return (logits > came).sum(-1) + 1
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+check(token_ranks)
+
+# %% [markdown]
+# The model goes on with the first 12 tokens of five of the old texts, in two ways at once: with top-k
+# 40, and without any filter. Then 32 tokens of each text are ranked, those of the authors as well,
+# and those of three texts that people wrote which everybody knows.
+
+# %%
+HEAD, NEW, TEXTS = 12, 32, 5
+KNOWN = {
+    "Declaration of Independence": "We hold these truths to be self-evident, that all men "
+    "are created equal, that they are endowed by their Creator with certain unalienable "
+    "Rights, that among these are Life, Liberty and the pursuit of Happiness.",
+    "Genesis": "In the beginning God created the heaven and the earth. And the earth was "
+    "without form, and void; and darkness was upon the face of the deep. And the Spirit of "
+    "God moved upon the face of the waters.",
+    "Pride and Prejudice": "It is a truth universally acknowledged, that a single man in "
+    "possession of a good fortune, must be in want of a wife.",
+}
+torch.manual_seed(0)
+begun = human[:TEXTS, :HEAD]
+length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": pad}
+length["attention_mask"] = torch.ones_like(begun)
+kinds = {"people": human[:TEXTS, : HEAD + NEW]}
+for name, k in (("top-k 40", 40), ("no filter", 0)):
+    kinds[name] = model.generate(begun, do_sample=True, top_k=k, **length)
+ranks = {}  # (kind, number) -> the ranks of one text
+for name, texts in kinds.items():
+    for n, row in enumerate(token_ranks(model, texts)[:, HEAD - 1 :]):
+        ranks[name, n] = row
+for n, text in enumerate(KNOWN.values()):
+    ranks["people, known", n] = token_ranks(model, ids_of(text))[0]
+
+# %%
+BUCKETS = {"1 to 10": 10, "11 to 100": 100, "101 to 1,000": 1000, "above": math.inf}
+COLOURS = (figures.GREEN, figures.YELLOW, figures.RED, figures.PURPLE)
+names = list(dict.fromkeys(name for name, _ in ranks))
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
+for y, name in enumerate(names):
+    mine = [row for (kind, _), row in ranks.items() if kind == name]
+    together, begin, below = torch.cat(mine), 0.0, 0
+    for (label, top), colour in zip(BUCKETS.items(), COLOURS, strict=True):
+        inside = (together > below) & (together <= top)
+        share = inside.float().mean().item()
+        left.barh(y, share, left=begin, color=colour, label=label if y == 0 else None)
+        begin, below = begin + share, top
+    scores = [row.double().log().mean().item() for row in mine]
+    right.plot(scores, [y] * len(scores), "o", color=figures.BLUE)
+left.set_yticks(range(len(names)), names)
+left.set(xlabel="share of tokens with this rank", xlim=(0, 1))
+left.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+right.axvline(1.4, color=figures.GREY, linestyle=":")
+right.set_yticks(range(len(names)), [])
+right.set(xlabel="mean logarithm of the rank, for each text")
+for ax in (left, right):
+    ax.invert_yaxis()
+plt.show()
+
+# %% [markdown]
+# GLTRTEXT
+#
+# ## Questions
+#
+# 1. A model gives each of 8 tokens the same probability at each place. What is its entropy, and what
+#    is its calibration error if one token in 8 is right?
+# 2. Dividing all logits by 3 changes which of these: the ranks, the entropy, greedy decoding, the
+#    ECE?
+# 3. The lens of a model agrees with its output from layer 20 of 30 on. May one leave out the last
+#    ten layers?
+# 4. The first token gets 70% of the attention. Is it important?
+# 5. A detector flags 1% of the texts that people write. Of 1,000 essays 20 were written by a machine,
+#    and it finds all of these. How many of the flagged ones were written by people?
+#
+# <details><summary>Answers</summary>
+#
+# 1. ln 8 = 2.08 nats at each place, and 0: it knows nothing, and says so. Calibrated is not the same
+#    as good.
+# 2. The entropy and the ECE. Ranks and greedy decoding stay.
+# 3. If it agrees on the likeliest token, greedy decoding would give the same text. The
+#    probabilities may still differ, and with them everything that is sampled.
+# 4. Not by that. A sink is looked at because there is nothing to look for.
+# 5. About 10 of 30: 1% of 980 are 9.8. "99% right on people" can mean that a third of the accused
+#    are innocent.
+#
+# </details>
