@@ -14,7 +14,7 @@
 #
 # You write: `entropy`, `fork_points`, `reliability`, `expected_calibration_error`,
 # `fit_temperature`, `logit_lens`, `attention_rollout` and `token_ranks`. About 150 minutes.
-# Builds on lessons 02, 03 and 10: their functions come along in the first cell.
+# Builds on lessons 03, 04 and 10: their functions come along in the first cell.
 
 # %% tags=["setup"]
 import math
@@ -25,7 +25,7 @@ from course import carry
 
 pick_sample = carry("pick_sample")
 sample_many = carry("sample_many")
-token_logprobs = carry("token_logprobs")
+top_k_filter = carry("top_k_filter")
 
 
 def final_norm(model):
@@ -183,7 +183,7 @@ for place in forks:
 # does the outcome depend on the token?
 
 # %%
-N, STEPS = 20, 12
+N, STEPS = 20, 11
 VERDICTS = {ids_of(f" {word}")[0, 0].item(): word for word in ("yes", "no")}
 BREAK = ids_of("\n")[0, 0].item()
 IT, WINGS = (ids_of(f" {word}")[0, 0].item() for word in ("it", "wings"))
@@ -817,7 +817,9 @@ for head in range(model.config.num_attention_heads):
     print(f"{tokens[3]}; without the head, p(Paris) = {left:.2f}")
 
 # %% [markdown]
-# HEADTEXT
+# One does, with 0.90 of its attention, and without it most of " Paris" is gone. The others make no
+# difference, though four of them look at France, too. The weights gave the idea where to look;
+# what showed that it is so was taking the head away.
 #
 # Attention weights are a good place to get an idea, and no evidence for it. A weight says how much
 # of a state is read, not what is read, nor what becomes of it. The evidence is what changes when
@@ -869,11 +871,11 @@ check(token_ranks)
 
 # %% [markdown]
 # The model goes on with the first 12 tokens of five of the old texts, in two ways at once: with top-k
-# 40, and without any filter. Then 32 tokens of each text are ranked, those of the authors as well,
-# and those of three texts that people wrote which everybody knows.
+# 40, and without any filter. Then 24 tokens of each text are ranked, those of the authors as well,
+# and three texts that everybody knows.
 
 # %%
-HEAD, NEW, TEXTS = 12, 32, 5
+HEAD, NEW, TEXTS = 12, 24, 5
 KNOWN = {
     "Declaration of Independence": "We hold these truths to be self-evident, that all men "
     "are created equal, that they are endowed by their Creator with certain unalienable "
@@ -884,13 +886,20 @@ KNOWN = {
     "Pride and Prejudice": "It is a truth universally acknowledged, that a single man in "
     "possession of a good fortune, must be in want of a wife.",
 }
+
+
+def half(ids, logits):
+    """Top-k for the first rows only."""
+    return torch.cat([top_k_filter(logits[:TEXTS], 40), logits[TEXTS:]])
+
+
+begun = human[:TEXTS, :HEAD].repeat(2, 1)
+options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": pad}
+options |= {"do_sample": True, "top_k": 0, "logits_processor": [half]}
 torch.manual_seed(0)
-begun = human[:TEXTS, :HEAD]
-length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": pad}
-length["attention_mask"] = torch.ones_like(begun)
+made = model.generate(begun, attention_mask=torch.ones_like(begun), **options)
 kinds = {"people": human[:TEXTS, : HEAD + NEW]}
-for name, k in (("top-k 40", 40), ("no filter", 0)):
-    kinds[name] = model.generate(begun, do_sample=True, top_k=k, **length)
+kinds |= {"top-k 40": made[:TEXTS], "no filter": made[TEXTS:]}
 ranks = {}  # (kind, number) -> the ranks of one text
 for name, texts in kinds.items():
     for n, row in enumerate(token_ranks(model, texts)[:, HEAD - 1 :]):
