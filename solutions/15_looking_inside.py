@@ -172,7 +172,9 @@ check(fork_points)
 # %%
 forks = [place for place in fork_points(model, ids, 1.0) if place >= start]
 for place in forks:
-    print(place, f"{uncertain[place - start]:.2f}", repr(tokenizer.decode(ids[0, place])))
+    print(
+        place, f"{uncertain[place - start]:.2f}", repr(tokenizer.decode(ids[0, place]))
+    )
 
 # %% [markdown]
 # Does it matter which way the text goes? That is another question. To answer it, change the one
@@ -242,7 +244,14 @@ for place, token, h, number, share, low, high in branches:
 # behind each is the share of answers that say yes, with its interval:
 
 # %%
-ROWS = [1, 0, 2, 4, 3, 5]  # where the branches stand: of each fork, the written one between
+ROWS = [
+    1,
+    0,
+    2,
+    4,
+    3,
+    5,
+]  # where the branches stand: of each fork, the written one between
 fig, (tree, bars) = plt.subplots(
     1, 2, figsize=(8.5, 3.4), sharey=True, width_ratios=[3, 2]
 )
@@ -261,7 +270,9 @@ tree.plot([0, 3.4], [1, 1], color=figures.BLUE, zorder=0)
 text = tokenizer.decode(ids[0, start:first])
 tree.text(1.6, 0.7, f"A chicken is{text}", ha="center", fontsize=9)
 tree.plot([4.9, 5.4, 7.4], [1, 4, 4], color=figures.BLUE, zorder=0)
-tree.text(6.3, 3.7, tokenizer.decode(ids[0, first + 1 : second]), ha="center", fontsize=9)
+tree.text(
+    6.3, 3.7, tokenizer.decode(ids[0, first + 1 : second]), ha="center", fontsize=9
+)
 tree.set(xlim=(-0.2, 10), ylim=(5.6, -0.6))
 tree.axis("off")
 bars.set(xlabel="share of answers that say yes", xlim=(0, 1))
@@ -813,7 +824,9 @@ def without_head(ids, layer, head):
 paris = ids_of(" Paris")[0, 0]
 for head in range(model.config.num_attention_heads):
     left = without_head(FRANCE, 24, head)[paris].item()
-    print(f"layer 24, head {head}: {last[23, head, 3]:.2f} of its attention to", end=" ")
+    print(
+        f"layer 24, head {head}: {last[23, head, 3]:.2f} of its attention to", end=" "
+    )
     print(f"{tokens[3]}; without the head, p(Paris) = {left:.2f}")
 
 # %% [markdown]
