@@ -179,7 +179,7 @@ for place in forks:
 # %% [markdown]
 # Does it matter which way the text goes? That is another question. To answer it, change the one
 # token, let the model go on, many times, and look at the *outcome*: here, does the answer end with
-# "yes"? Bigelow et al. (2025) do this at every place of a text.
+# "yes"? Bigelow et al. (2024) do this at every place of a text.
 #
 # **Predict:** two of these forks have about the same entropy, " it" and " wings". At which one
 # does the outcome depend on the token?
@@ -982,3 +982,42 @@ plt.show()
 #    are innocent.
 #
 # </details>
+#
+# ## In the wild
+#
+# | | OpenAI chat API | `transformers` | vLLM | SGLang | llama.cpp |
+# |---|---|---|---|---|---|
+# | log-probabilities of the answer | `logprobs`, `top_logprobs` (at most 20) | `output_logits`, `output_scores` | `logprobs` | `return_logprob`, `top_logprobs_num` | `n_probs` |
+# | of the prompt | none | a call of the model | `prompt_logprobs` | `logprob_start_len` | |
+# | before or after temperature and filters | | `output_logits`: before, `output_scores`: after | `logprobs_mode`: `raw_logprobs` or `processed_logprobs` | | `post_sampling_probs`: before if false |
+# | hidden states | none | `output_hidden_states` | | `return_hidden_states` | |
+# | attention weights | none | `output_attentions`, with `attn_implementation="eager"` | | | |
+#
+# An API that gives at most 20 alternatives gives no entropy, only a bound for it. And not all
+# models end with norm and head: Gemma 2 caps its logits (`final_logit_softcapping`), Cohere's
+# models scale them (`logit_scale`). There the lens needs that step, too, and its last row says
+# so.
+#
+# ## To read
+#
+# - Wang et al.: *Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective Reinforcement
+#   Learning for LLM Reasoning*, 2025, [arXiv:2506.01939](https://arxiv.org/abs/2506.01939).
+# - Bigelow, Holtzman, Tanaka, Ullman: *Forking Paths in Neural Text Generation*, 2024,
+#   [arXiv:2412.07961](https://arxiv.org/abs/2412.07961).
+# - Guo, Pleiss, Sun, Weinberger: *On Calibration of Modern Neural Networks*, ICML 2017,
+#   [arXiv:1706.04599](https://arxiv.org/abs/1706.04599). ECE and temperature scaling.
+# - nostalgebraist: *interpreting GPT: the logit lens*, 2020,
+#   [LessWrong](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
+# - Belrose et al.: *Eliciting Latent Predictions from Transformers with the Tuned Lens*, 2023,
+#   [arXiv:2303.08112](https://arxiv.org/abs/2303.08112).
+# - Abnar, Zuidema: *Quantifying Attention Flow in Transformers*, ACL 2020,
+#   [arXiv:2005.00928](https://arxiv.org/abs/2005.00928). Rollout.
+# - Xiao et al.: *Efficient Streaming Language Models with Attention Sinks*, ICLR 2024,
+#   [arXiv:2309.17453](https://arxiv.org/abs/2309.17453).
+# - Jain, Wallace: *Attention is not Explanation*, NAACL 2019,
+#   [arXiv:1902.10186](https://arxiv.org/abs/1902.10186); Wiegreffe, Pinter: *Attention is not not
+#   Explanation*, EMNLP 2019, [arXiv:1908.04626](https://arxiv.org/abs/1908.04626).
+# - Gehrmann, Strobelt, Rush: *GLTR: Statistical Detection and Visualization of Generated Text*,
+#   ACL 2019, [arXiv:1906.04043](https://arxiv.org/abs/1906.04043).
+# - Liang et al.: *GPT detectors are biased against non-native English writers*, Patterns, 2023,
+#   [arXiv:2304.02819](https://arxiv.org/abs/2304.02819).
