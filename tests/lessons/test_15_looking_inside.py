@@ -619,9 +619,8 @@ def test_the_lens_runs_the_model_once_without_gradients(logit_lens, make):
         f"logit_lens should run the model once, not {len(seen)} times: one call with "
         "output_hidden_states=True gives the states of all layers"
     )
-    assert not seen[0] and not got.requires_grad, (
-        "logit_lens should use torch.no_grad()"
-    )
+    gradients = seen[0] or got.requires_grad
+    assert not gradients, "logit_lens should use torch.no_grad()"
 
 
 # --- attention_rollout ----------------------------------------------------------------
@@ -682,9 +681,9 @@ def sum_over_paths(attentions, row, end, start):
     means = [a[row].double().mean(0).tolist() for a in attentions]
     total, seq = 0.0, len(means[0])
     for middle in itertools.product(range(seq), repeat=len(means) - 1):
-        places = [start, *middle, end]  # from the embeddings upwards
+        steps = itertools.pairwise([start, *middle, end])  # from the embeddings up
         share = 1.0
-        for mean, below, above in zip(means, places, places[1:], strict=True):
+        for mean, (below, above) in zip(means, steps, strict=True):
             share *= (mean[above][below] + (above == below)) / 2
         total += share
     return total
