@@ -65,7 +65,9 @@ def in_the_dtype_of_the_logits(logits):
     return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
-@wrong("entropy", "test_entropy_of_half_precision_is_computed_in_float32", "float() bef")
+@wrong(
+    "entropy", "test_entropy_of_half_precision_is_computed_in_float32", "float() bef"
+)
 def float_too_late(logits):
     """Rounds the probabilities to half precision first."""
     return torch.special.entr(logits.softmax(-1).float()).sum(-1)
@@ -291,3 +293,497 @@ def accuracy_first(confidence, correct, bins):
     """The order of the results."""
     mean, share, count = bins_(confidence, correct, bins)
     return share, mean, count
+
+
+# --- expected_calibration_error -------------------------------------------------------
+
+ECE = "test_ece_worked_by_hand"
+
+
+def parts(confidence, correct, bins):
+    """(mean, share, count) of the bins that hold something, and how many there are."""
+    mean, share, count = bins_(confidence, correct, bins)
+    if not count.any():
+        raise ValueError("no predictions")
+    held = count > 0
+    return mean[held].double(), share[held].double(), count[held], len(confidence)
+
+
+@wrong("expected_calibration_error", ECE, "share of all predictions that it holds")
+def mean_over_bins(confidence, correct, bins):
+    """Each bin counts alike."""
+    mean, share, _, _ = parts(confidence, correct, bins)
+    return (share - mean).abs().mean().item()
+
+
+@wrong("expected_calibration_error", ECE, "no bin pays for another")
+def sum_before_the_absolute_value(confidence, correct, bins):
+    """Errors of different signs cancel."""
+    mean, share, count, n = parts(confidence, correct, bins)
+    return abs((count * (share - mean)).sum().item()) / n
+
+
+@wrong("expected_calibration_error", "test_an_empty_bin_does_not_count", "0 times nan")
+def nan_of_an_empty_bin(confidence, correct, bins):
+    """A weight of 0 does not remove a nan."""
+    parts(confidence, correct, bins)
+    mean, share, count = bins_(confidence, correct, bins)
+    return (count * (share - mean).abs()).sum().item() / len(confidence)
+
+
+@wrong("expected_calibration_error", "test_the_distance_has_no_sign", "absolute value")
+def too_sure_only(confidence, correct, bins):
+    """Confidence above accuracy counts, below it nothing does."""
+    mean, share, count, n = parts(confidence, correct, bins)
+    return (count * (mean - share).clamp(min=0)).sum().item() / n
+
+
+@wrong("expected_calibration_error", ECE, "should give 0.125")
+def the_largest_distance(confidence, correct, bins):
+    """The maximum calibration error."""
+    mean, share, _, _ = parts(confidence, correct, bins)
+    return (share - mean).abs().max().item()
+
+
+@wrong("expected_calibration_error", ECE, "should give 0.125")
+def squared_distances(confidence, correct, bins):
+    """The square in place of the absolute value."""
+    mean, share, count, n = parts(confidence, correct, bins)
+    return (count * (share - mean) ** 2).sum().item() / n
+
+
+@wrong("expected_calibration_error", ECE, "should return a float")
+def ece_as_a_tensor(confidence, correct, bins):
+    """No item()."""
+    mean, share, count, n = parts(confidence, correct, bins)
+    return (count * (share - mean).abs()).sum() / n
+
+
+@wrong(
+    "expected_calibration_error",
+    "test_ece_of_nothing_and_of_nonsense_is_refused",
+    "should raise ValueError",
+)
+def nothing_is_calibrated(confidence, correct, bins):
+    """0 where there are no predictions."""
+    if len(confidence) == len(correct) == 0 and bins > 0:
+        return 0.0
+    mean, share, count, n = parts(confidence, correct, bins)
+    return (count * (share - mean).abs()).sum().item() / n
+
+
+# --- fit_temperature ------------------------------------------------------------------
+
+FIT = "test_the_temperature_worked_by_hand"
+LIMIT = "test_a_best_temperature_beyond_the_limits_gives_the_limit"
+GRID = "test_the_temperature_is_the_best_on_a_fine_grid"
+
+
+def loss(logits, targets, temperature):
+    scaled = logits.double() / temperature
+    return torch.nn.functional.cross_entropy(scaled, targets).item()
+
+
+@wrong("fit_temperature", FIT, "That is 1/T")
+def the_inverse_temperature(logits, targets):
+    """What the logits must be multiplied with."""
+    return 1 / fit_(logits, targets)
+
+
+@wrong("fit_temperature", FIT, "needs a higher temperature")
+def bisects_the_wrong_way(logits, targets):
+    """Keeps the half in which the crossing is not."""
+    logits = logits.float()
+    true = logits.gather(-1, targets[:, None])[:, 0]
+    low, high = 0.05, 20.0
+    for _ in range(20):
+        middle = math.sqrt(low * high)
+        probs = (logits / middle).softmax(-1)
+        too_sure = ((probs * logits).sum(-1) - true).mean() > 0
+        low, high = (low, middle) if too_sure else (middle, high)
+    return math.sqrt(low * high)
+
+
+@wrong("fit_temperature", FIT, "should give 2")
+def by_the_mean_confidence(logits, targets):
+    """Makes the highest probability equal to the accuracy, for a wrong reason."""
+    accuracy = (logits.argmax(-1) == targets).double().mean().item()
+    sure = logits.float().softmax(-1).amax(-1).mean().item()
+    return max(0.05, min(20.0, sure / accuracy))
+
+
+@wrong("fit_temperature", FIT, "should give 2")
+def a_coarse_grid(logits, targets):
+    """Tries a few temperatures."""
+    tried = (0.05, 0.25, 0.75, 1.0, 1.5, 2.25, 4.0, 20.0)
+    return min(tried, key=lambda t: loss(logits, targets, t))
+
+
+@wrong("fit_temperature", LIMIT, "limit is 0.05")
+def searches_too_little(logits, targets):
+    """Between 0.1 and 10 only."""
+    return min(max(fit_(logits, targets), 0.1), 10.0)
+
+
+@wrong("fit_temperature", LIMIT, "The lower limit")
+def newton_without_limits(logits, targets):
+    """Nothing keeps it between 0.05 and 20."""
+    fitted = fit_(logits, targets)
+    return fitted if 0.051 < fitted < 19.8 else fitted / 100
+
+
+@wrong("fit_temperature", FIT, "should return a float")
+def a_temperature_as_a_tensor(logits, targets):
+    """No item()."""
+    return torch.tensor(fit_(logits, targets))
+
+
+@wrong("fit_temperature", GRID, "The loss is least at")
+def best_for_the_accuracy_of_the_mean(logits, targets):
+    """Matches the mean confidence of the likeliest token with the accuracy."""
+    accuracy = (logits.argmax(-1) == targets).double().mean().item()
+    low, high = 0.05, 20.0
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        sure = (logits.double() / middle).softmax(-1).amax(-1).mean().item()
+        low, high = (middle, high) if sure > accuracy else (low, middle)
+    return low
+
+
+@wrong("fit_temperature", GRID, "The loss is least at")
+def mean_of_temperatures(logits, targets):
+    """A temperature for each half of the rows, and their mean."""
+    if len(targets) < 12:
+        return fit_(logits, targets)
+    half = len(targets) // 4
+    return (
+        fit_(logits[:half], targets[:half]) + fit_(logits[half:], targets[half:])
+    ) / 2
+
+
+@wrong("fit_temperature", FIT, "was changed")
+def scales_in_place(logits, targets):
+    """Divides the argument."""
+    fitted = fit_(logits, targets)
+    logits /= fitted
+    return fitted
+
+
+# --- logit_lens -----------------------------------------------------------------------
+
+LAST = "test_the_last_row_is_what_the_model_says"
+CUT = "test_a_row_is_what_the_model_says_without_its_later_layers"
+
+
+def states_of(model, ids):
+    with torch.no_grad():
+        return model(ids, output_hidden_states=True).hidden_states
+
+
+@wrong("logit_lens", LAST, "not twice")
+@torch.no_grad()
+def norm_on_every_state(model, ids):
+    """The last of hidden_states is normed already."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    return torch.stack([head(norm(s)).float() for s in states_of(model, ids)])
+
+
+@wrong("logit_lens", CUT, "The norm is missing")
+@torch.no_grad()
+def lens_without_norm(model, ids):
+    """Right in the last row by luck, and nowhere else."""
+    head = model.get_output_embeddings()
+    return torch.stack([head(s).float() for s in states_of(model, ids)])
+
+
+@wrong("logit_lens", CUT, "Norm each state once")
+@torch.no_grad()
+def normed_twice_inside(model, ids):
+    """Norms before it collects, and again before the head."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack(
+        [*(head(norm(norm(s))).float() for s in inner), head(last).float()]
+    )
+
+
+@wrong("logit_lens", CUT, "statistics of its own")
+@torch.no_grad()
+def the_scale_of_the_last_layer(model, ids):
+    """One cached scale for all layers, as in a well-known library until 2026."""
+    norm, head, kept = final_norm(model), model.get_output_embeddings(), []
+    hook = norm.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    *inner, last = states_of(model, ids)
+    hook.remove()
+    scale = kept[0].pow(2).mean(-1, keepdim=True).sqrt()
+    rows = [head(norm.weight * s / scale).float() for s in inner]
+    return torch.stack([*rows, head(last).float()])
+
+
+@wrong("logit_lens", CUT, "should be")
+@torch.no_grad()
+def norm_without_its_weight(model, ids):
+    """The statistics alone."""
+    head = model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    rows = [head(s / s.pow(2).mean(-1, keepdim=True).sqrt()).float() for s in inner]
+    return torch.stack([*rows, head(last).float()])
+
+
+@wrong("logit_lens", LAST, "should have shape (4, 2, 5, 97)")
+@torch.no_grad()
+def lens_without_the_embeddings(model, ids):
+    """Layers only: one row is missing."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s).float() for s in [*map(norm, inner[1:]), last]])
+
+
+@wrong("logit_lens", LAST, "the last layer but one")
+@torch.no_grad()
+def one_state_too_early(model, ids):
+    """Takes the inputs of the layers for their outputs."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, _ = states_of(model, ids)
+    return torch.stack([head(norm(s)).float() for s in [inner[0], *inner]])
+
+
+@wrong("logit_lens", LAST, "The first row is that of the embeddings")
+@torch.no_grad()
+def from_the_top(model, ids):
+    """The order of the rows."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s).float() for s in [*map(norm, inner), last]]).flip(0)
+
+
+@wrong("logit_lens", LAST, "should have shape (4, 2, 5, 97)")
+@torch.no_grad()
+def of_the_last_place_alone(model, ids):
+    """The next token only."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s[:, -1]).float() for s in [*map(norm, inner), last]])
+
+
+@wrong("logit_lens", "test_the_lens_of_a_bfloat16_model_is_float32", "torch.float32")
+@torch.no_grad()
+def lens_in_the_models_dtype(model, ids):
+    """No float()."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s) for s in [*map(norm, inner), last]])
+
+
+ONCE = "test_the_lens_runs_the_model_once_without_gradients"
+
+
+@wrong("logit_lens", ONCE, "run the model once")
+@torch.no_grad()
+def a_call_for_the_last_row(model, ids):
+    """Asks the model again for what it has."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, _ = states_of(model, ids)
+    rows = [head(norm(s)).float() for s in inner]
+    return torch.stack([*rows, model(ids).logits.float()])
+
+
+@wrong("logit_lens", ONCE, "no_grad")
+def gradients_of_the_head(model, ids):
+    """no_grad around the model only."""
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s).float() for s in [*map(norm, inner), last]])
+
+
+# --- attention_rollout ----------------------------------------------------------------
+
+ROLL = "test_rollout_worked_by_hand"
+
+
+def rolled(attentions, mix, left=True, heads=lambda a: a.float().mean(1)):
+    if len(attentions) == 0:
+        raise ValueError("no layer")
+    rollout = torch.eye(attentions[0].shape[-1])[None]
+    for attention in attentions:
+        step = mix(heads(attention))
+        rollout = step @ rollout if left else rollout @ step
+    return rollout
+
+
+def half(a):
+    return a / 2 + torch.eye(a.shape[-1]) / 2
+
+
+@wrong("attention_rollout", ROLL, "the place itself")
+def without_the_residual(attentions):
+    """Attention alone."""
+    return rolled(attentions, lambda a: a)
+
+
+@wrong("attention_rollout", ROLL, "add up to 2")
+def not_divided_by_two(attentions):
+    """A + I, without dividing."""
+    return rolled(attentions, lambda a: a + torch.eye(a.shape[-1]))
+
+
+@wrong("attention_rollout", "test_later_layers_multiply_from_the_left", "M2 @ M1")
+def from_the_right(attentions):
+    """The order of the product."""
+    return rolled(attentions, half, left=False)
+
+
+@wrong("attention_rollout", "test_later_layers_multiply_from_the_left", "should be")
+def the_mean_of_the_layers(attentions):
+    """No product at all."""
+    if len(attentions) == 1:
+        return rolled(attentions, half)
+    mean = sum(half(a.float().mean(1)) for a in attentions) / len(attentions)
+    return rolled(attentions, half) if attentions[0].shape[-1] == 2 else mean
+
+
+@wrong("attention_rollout", "test_rollout_takes_the_mean_of_the_heads", "The mean of")
+def the_largest_head(attentions):
+    """max over heads, as some variants do."""
+    return rolled(attentions, half, heads=lambda a: a.float().amax(1))
+
+
+@wrong("attention_rollout", "test_rollout_takes_the_mean_of_the_heads", "The mean of")
+def the_first_head(attentions):
+    """One head for all."""
+    return rolled(attentions, half, heads=lambda a: a.float()[:, 0])
+
+
+@wrong("attention_rollout", "test_rollout_is_the_sum_over_all_paths", "shape (2, 4, 4)")
+def the_first_row_only(attentions):
+    """Forgets the batch."""
+    return rolled([a[:1] for a in attentions], half)
+
+
+@wrong("attention_rollout", "test_rollout_is_the_sum_over_all_paths", "should be")
+def elementwise_product(attentions):
+    """* for @."""
+    if len(attentions) < 3:
+        return rolled(attentions, half)
+    rollout = half(attentions[0].float().mean(1))
+    for attention in attentions[1:]:
+        rollout = rollout * half(attention.float().mean(1))
+    return rollout
+
+
+@wrong("attention_rollout", "test_the_rollout_of_each_place_adds_up_to_1", "float32")
+def rollout_in_half_precision(attentions):
+    """Multiplies in the dtype of the weights."""
+    if len(attentions) == 0:
+        raise ValueError("no layer")
+    rollout = torch.eye(attentions[0].shape[-1]).to(attentions[0].dtype)[None]
+    for attention in attentions:
+        mean = attention.mean(1)
+        rollout = (mean + torch.eye(mean.shape[-1]).to(mean.dtype)) / 2 @ rollout
+    return rollout
+
+
+@wrong(
+    "attention_rollout",
+    "test_half_precision_attention_is_multiplied_in_float32",
+    "float() first",
+)
+def float_at_the_end(attentions):
+    """Rounds each product to half precision, and then makes float32 of it."""
+    return rollout_in_half_precision.value(attentions).float()
+
+
+@wrong("attention_rollout", "test_no_layer_is_refused", "should raise ValueError")
+def none_is_none(attentions):
+    """IndexError for no layers."""
+    rollout = torch.eye(attentions[0].shape[-1])[None]
+    for attention in attentions:
+        rollout = half(attention.float().mean(1)) @ rollout
+    return rollout
+
+
+# --- token_ranks ----------------------------------------------------------------------
+
+RANK = "test_ranks_worked_by_hand"
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@wrong("token_ranks", RANK, "The likeliest token has rank 1")
+def ranks_from_0(model, ids):
+    """Counts from 0."""
+    return ranks_(model, ids) - 1
+
+
+@wrong("token_ranks", RANK, "share the better rank")
+def ties_count(model, ids):
+    """>= counts the token itself, and those that are equal."""
+    logits = logits_of(model, ids)[:, :-1]
+    return (logits >= logits.gather(-1, ids[:, 1:, None])).sum(-1)
+
+
+@wrong("token_ranks", RANK, "behind token t - 1")
+def ranks_of_the_wrong_place(model, ids):
+    """The logits behind a token for the token itself."""
+    logits = logits_of(model, ids)[:, 1:]
+    return (logits > logits.gather(-1, ids[:, 1:, None])).sum(-1) + 1
+
+
+@wrong("token_ranks", RANK, "not the unlikeliest")
+def ranks_from_the_bottom(model, ids):
+    """argsort without descending."""
+    logits = logits_of(model, ids)[:, :-1]
+    return (logits < logits.gather(-1, ids[:, 1:, None])).sum(-1) + 1
+
+
+@wrong("token_ranks", "test_ranks_reach_into_the_tail", "0 in float32")
+def ranks_by_probability(model, ids):
+    """The softmax of the tail is 0."""
+    p = logits_of(model, ids)[:, :-1].float().softmax(-1)
+    return (p > p.gather(-1, ids[:, 1:, None])).sum(-1) + 1
+
+
+@wrong("token_ranks", RANK, "should be")
+def places_in_argsort(model, ids):
+    """argsort tells which token has a rank, not which rank a token has."""
+    order = logits_of(model, ids)[:, :-1].argsort(-1, descending=True)
+    return order.gather(-1, ids[:, 1:, None])[..., 0] + 1
+
+
+@wrong("token_ranks", "test_tokens_that_are_all_equal_have_rank_1", "rank 1")
+def ranks_by_a_stable_sort(model, ids):
+    """Of equal tokens the one with the smaller id comes first."""
+    logits = logits_of(model, ids)[:, :-1]
+    order = logits.argsort(-1, descending=True, stable=True)
+    ranks = (order == ids[:, 1:, None]).int().argmax(-1) + 1
+    equal = (logits == logits.gather(-1, ids[:, 1:, None])).sum(-1) < 4
+    return torch.where(equal, ranks_(model, ids), ranks)
+
+
+@wrong("token_ranks", RANK, "should be torch.int64")
+def ranks_as_floats(model, ids):
+    """For the logarithm that comes later."""
+    return ranks_(model, ids).float()
+
+
+@wrong("token_ranks", "test_each_row_and_place_has_its_own_rank", "shape (3, 3)")
+def ranks_of_one_row(model, ids):
+    """Forgets the batch."""
+    return ranks_(model, ids[:1])
+
+
+@wrong("token_ranks", "test_ranks_come_from_one_call_without_gradients", "once")
+def a_call_for_each_rank(model, ids):
+    """The text again for each token."""
+    columns = [ranks_(model, ids[:, : n + 1])[:, -1:] for n in range(1, ids.shape[1])]
+    return torch.cat(columns, 1) if columns else ranks_(model, ids)
+
+
+@wrong("token_ranks", "test_ranks_come_from_one_call_without_gradients", "no_grad")
+def ranks_with_gradients(model, ids):
+    """Keeps what a backward pass would need."""
+    logits = model(ids).logits[:, :-1]
+    return (logits > logits.gather(-1, ids[:, 1:, None])).sum(-1) + 1
