@@ -706,6 +706,7 @@ def none_is_none(attentions):
 # --- token_ranks ----------------------------------------------------------------------
 
 RANK = "test_ranks_worked_by_hand"
+EQUAL = "test_tokens_that_are_all_equal_have_rank_1"
 
 
 def logits_of(model, ids):
@@ -754,7 +755,7 @@ def places_in_argsort(model, ids):
     return order.gather(-1, ids[:, 1:, None])[..., 0] + 1
 
 
-@wrong("token_ranks", "test_tokens_that_are_all_equal_have_rank_1", "rank 1")
+@wrong("token_ranks", EQUAL, "more probable than another")
 def ranks_by_a_stable_sort(model, ids):
     """Of equal tokens the one with the smaller id comes first."""
     logits = logits_of(model, ids)[:, :-1]
