@@ -228,16 +228,18 @@ def interval(values, generator, resamples=2000):
 
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
-branches = []  # (place, token, entropy, number, share, low, high)
+branches = []  # (place, token, share of yes, low, high)
 for place in (place for place in forks if ids[0, place] in (IT, WINGS)):
     with torch.no_grad():
-        tokens = model(ids[:, :place]).logits[0, -1].topk(3).indices.tolist()
-    for token, values in outcomes_after(ids[:, :place], tokens).items():
-        h = uncertain[place - start].item()
-        branches.append((place, token, h, len(values), *interval(values, generator)))
-for place, token, h, number, share, low, high in branches:
-    print(f"{place} ({h:.2f} nats)  {tokenizer.decode([token])!r:12}", end="")
-    print(f"yes {share:.2f} [{low:.2f}, {high:.2f}] of {number}")
+        probs = model(ids[:, :place]).logits[0, -1].softmax(-1)
+    found = outcomes_after(ids[:, :place], probs.topk(3).indices.tolist())
+    for token, values in found.items():
+        share, low, high = interval(values, generator)
+        branches.append((place, token, share, low, high))
+        print(
+            f"{place}  p = {probs[token]:.2f}  {tokenizer.decode([token])!r:12}", end=""
+        )
+        print(f"yes {share:.2f} [{low:.2f}, {high:.2f}] of {len(values)}")
 
 # %% [markdown]
 # The same as a tree. Blue is the text as it was written; each fork has three ways to go, and the bar
@@ -255,7 +257,7 @@ ROWS = [
 fig, (tree, bars) = plt.subplots(
     1, 2, figsize=(8.5, 3.4), sharey=True, width_ratios=[3, 2]
 )
-for n, (place, token, h, _, share, low, high) in enumerate(branches):
+for n, (place, token, share, low, high) in enumerate(branches):
     x, y, middle = (3.4, 7.4)[n // 3], ROWS[n], ROWS[n - n % 3]
     colour = figures.BLUE if token == ids[0, place] else figures.GREY
     tree.plot([x, x + 0.8], [middle, y], color=colour, zorder=1)
@@ -264,7 +266,8 @@ for n, (place, token, h, _, share, low, high) in enumerate(branches):
     bars.plot([low, high], [y, y], color=figures.BLACK)
     if n % 3 == 0:
         tree.scatter(x, y, color=figures.RED, zorder=2)
-        tree.text(x - 0.2, y + 0.5, f"{h:.1f} nats", color=figures.RED, ha="right")
+        nats = f"{uncertain[place - start]:.1f} nats"
+        tree.text(x - 0.2, y + 0.5, nats, color=figures.RED, ha="right")
 first, second = (place for place, *_ in branches[::3])
 tree.plot([0, 3.4], [1, 1], color=figures.BLUE, zorder=0)
 text = tokenizer.decode(ids[0, start:first])
@@ -280,10 +283,11 @@ bars.tick_params(left=False)
 plt.show()
 
 # %% [markdown]
-# Two places of about the same entropy. At the first, the three intervals lie on top of each other: we
-# see no difference. At the second, one token turns most answers around, though the model gave it
-# only a few percent. Entropy says that the text can part here. What hangs on it, only the other
-# ways can tell: they have to be walked.
+# Two places of about the same entropy. (Of 20 samples those count that came to a verdict.) At the
+# first, the three intervals lie on top of each other: we see no difference. At the second, one
+# token turns most answers around, though the model takes it only one time in seven. Entropy
+# says that the text can part here. What hangs on it, only the other ways can tell: they have to
+# be walked.
 #
 # ## 3. Is it as sure as it should be?
 #
@@ -831,7 +835,7 @@ for head in range(model.config.num_attention_heads):
 
 # %% [markdown]
 # One does, with 0.90 of its attention, and without it most of " Paris" is gone. The others make no
-# difference, though four of them look at France, too. The weights gave the idea where to look;
+# difference, though some of them look at France, too. The weights gave the idea where to look;
 # what showed that it is so was taking the head away.
 #
 # Attention weights are a good place to get an idea, and no evidence for it. A weight says how much
