@@ -87,8 +87,8 @@ def labels_of(ids):
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """The entropy in nats of each distribution.
 
-    logits: (..., vocab) of any float dtype, mostly (batch, vocab); -inf for a token that
-    cannot come. Returns (...) float32, so (batch,) for (batch, vocab).
+    logits: (..., vocab) of any float dtype, mostly (batch, vocab); -inf for a token
+    that cannot come. Returns (...) float32, so (batch,) for (batch, vocab).
     """
     ### BEGIN SOLUTION
     probs = logits.float().softmax(-1)
@@ -246,36 +246,35 @@ for place in (place for place in forks if ids[0, place] in (IT, WINGS)):
 # behind each is the share of answers that say yes, with its interval:
 
 # %%
-ROWS = [
-    1,
-    0,
-    2,
-    4,
-    3,
-    5,
-]  # where the branches stand: of each fork, the written one between
-fig, (tree, bars) = plt.subplots(
-    1, 2, figsize=(8.5, 3.4), sharey=True, width_ratios=[3, 2]
-)
-for n, (place, token, share, low, high) in enumerate(branches):
+ROWS = (1, 0, 2, 4, 3, 5)  # where a branch stands: the one that was written in between
+
+
+def draw(tree, bars, n, place, token, share, low, high):
+    """Branch n: a line from its fork, its token, and the bar of its outcome."""
     x, y, middle = (3.4, 7.4)[n // 3], ROWS[n], ROWS[n - n % 3]
     colour = figures.BLUE if token == ids[0, place] else figures.GREY
     tree.plot([x, x + 0.8], [middle, y], color=colour, zorder=1)
     tree.text(x + 0.9, y, figures.token_label(tokenizer, token), va="center")
     bars.barh(y, share, color=colour, height=0.6)
     bars.plot([low, high], [y, y], color=figures.BLACK)
-    if n % 3 == 0:
+    if y == middle:
         tree.scatter(x, y, color=figures.RED, zorder=2)
         nats = f"{uncertain[place - start]:.1f} nats"
         tree.text(x - 0.2, y + 0.5, nats, color=figures.RED, ha="right")
-first, second = (place for place, *_ in branches[::3])
+
+
+# %%
+shape = {"figsize": (8.5, 3.4), "sharey": True, "width_ratios": [3, 2]}
+fig, (tree, bars) = plt.subplots(1, 2, **shape)
+for n, branch in enumerate(branches):
+    draw(tree, bars, n, *branch)
+first, second = branches[0][0], branches[3][0]
+before = "A chicken is" + tokenizer.decode(ids[0, start:first])
+between = tokenizer.decode(ids[0, first + 1 : second])
 tree.plot([0, 3.4], [1, 1], color=figures.BLUE, zorder=0)
-text = tokenizer.decode(ids[0, start:first])
-tree.text(1.6, 0.7, f"A chicken is{text}", ha="center", fontsize=9)
+tree.text(1.6, 0.7, before, ha="center", fontsize=9)
 tree.plot([4.9, 5.4, 7.4], [1, 4, 4], color=figures.BLUE, zorder=0)
-tree.text(
-    6.3, 3.7, tokenizer.decode(ids[0, first + 1 : second]), ha="center", fontsize=9
-)
+tree.text(6.3, 3.7, between, ha="center", fontsize=9)
 tree.set(xlim=(-0.2, 10), ylim=(5.6, -0.6))
 tree.axis("off")
 bars.set(xlabel="share of answers that say yes", xlim=(0, 1))
@@ -565,8 +564,9 @@ def logit_lens(model, ids: torch.Tensor) -> torch.Tensor:
     """The logits that the final norm and the head make of the state behind each layer.
 
     ids: (batch, seq) int64, without padding. model: a Llama or a GPT-2 of transformers,
-    in any float dtype. It is called once, without gradients. Returns (layers + 1, batch,
-    seq, vocab) float32: row 0 for the embeddings; the last row is model(ids).logits.
+    in any float dtype. It is called once, without gradients. Returns (layers + 1,
+    batch, seq, vocab) float32: row 0 for the embeddings; the last row is
+    model(ids).logits.
     """
     ### BEGIN SOLUTION
     norm, head = final_norm(model), model.get_output_embeddings()
@@ -653,6 +653,7 @@ def patched(ids, layer, state):
         hook.remove()
 
 
+# %%
 ITALY = ids_of("The capital of Italy is")
 rome = ids_of(" Rome")[0, 0]
 lens = logit_lens(model, ITALY)[:, 0, -1]  # (layers + 1, vocab)
@@ -782,6 +783,7 @@ def effects(ids, replacements=(" the", " a", ",", " blue", " seven")):
     return moved.reshape(ids.shape[1], -1).mean(-1)
 
 
+# %%
 columns = {
     "mean attention of the last place": last.mean((0, 1)),
     "attention rollout": attention_rollout(attentions)[0, -1],
@@ -792,6 +794,8 @@ for ax, (name, column) in zip(axes, columns.items(), strict=True):
     figures.token_bars(ax, tokens, column.tolist())
     ax.set_title(name, fontsize=10)
 plt.show()
+
+# %%
 for n in (1, 2, 5, 10, 30):
     share = attention_rollout(attentions[:n])[0, -1, 0]
     print(f"rollout behind layer {n:2}: {share:.3f} of the last place is {tokens[0]!r}")
@@ -889,20 +893,21 @@ check(token_ranks)
 # %% [markdown]
 # The model goes on with the first 12 tokens of five of the old texts, in two ways at once: with top-k
 # 40, and without any filter. Then 24 tokens of each text are ranked, those of the authors as well,
-# and three texts that everybody knows.
+# and three texts that everybody knows (the Declaration of Independence, Genesis, and Jane
+# Austen).
 
 # %%
 HEAD, NEW, TEXTS = 12, 24, 5
-KNOWN = {
-    "Declaration of Independence": "We hold these truths to be self-evident, that all men "
-    "are created equal, that they are endowed by their Creator with certain unalienable "
-    "Rights, that among these are Life, Liberty and the pursuit of Happiness.",
-    "Genesis": "In the beginning God created the heaven and the earth. And the earth was "
-    "without form, and void; and darkness was upon the face of the deep. And the Spirit of "
-    "God moved upon the face of the waters.",
-    "Pride and Prejudice": "It is a truth universally acknowledged, that a single man in "
-    "possession of a good fortune, must be in want of a wife.",
-}
+KNOWN = (
+    "We hold these truths to be self-evident, that all men are created equal, that they "
+    "are endowed by their Creator with certain unalienable Rights, that among these "
+    "are Life, Liberty and the pursuit of Happiness.",
+    "In the beginning God created the heaven and the earth. And the earth was without "
+    "form, and void; and darkness was upon the face of the deep. And the Spirit of God "
+    "moved upon the face of the waters.",
+    "It is a truth universally acknowledged, that a single man in possession of a good "
+    "fortune, must be in want of a wife.",
+)
 
 
 def half(ids, logits):
@@ -917,11 +922,13 @@ torch.manual_seed(0)
 made = model.generate(begun, attention_mask=torch.ones_like(begun), **options)
 kinds = {"people": human[:TEXTS, : HEAD + NEW]}
 kinds |= {"top-k 40": made[:TEXTS], "no filter": made[TEXTS:]}
+
+# %%
 ranks = {}  # (kind, number) -> the ranks of one text
 for name, texts in kinds.items():
     for n, row in enumerate(token_ranks(model, texts)[:, HEAD - 1 :]):
         ranks[name, n] = row
-for n, text in enumerate(KNOWN.values()):
+for n, text in enumerate(KNOWN):
     ranks["people, known", n] = token_ranks(model, ids_of(text))[0]
 
 # %%
