@@ -219,17 +219,20 @@ def outcomes_after(prefix, tokens):
 # %%
 def interval(values, generator, resamples=2000):
     """(share, low, high): a share and its 95% bootstrap interval."""
-    values = torch.tensor(values)
+    values = torch.tensor(values or [math.nan])
     shape = (resamples, len(values))
     drawn = values[torch.randint(len(values), shape, generator=generator)].mean(-1)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
     return values.mean().item(), low, high
 
 
+# %%
+chosen = [place for place in forks if ids[0, place] in (IT, WINGS)]
+chosen = chosen if len(chosen) == 2 else forks[:2]  # with another model
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 branches = []  # (place, token, share of yes, low, high)
-for place in (place for place in forks if ids[0, place] in (IT, WINGS)):
+for place in chosen:
     with torch.no_grad():
         probs = model(ids[:, :place]).logits[0, -1].softmax(-1)
     found = outcomes_after(ids[:, :place], probs.topk(3).indices.tolist())
@@ -399,7 +402,7 @@ def expected_calibration_error(
     if not count.any():
         raise ValueError("no predictions, no error")
     held = count > 0
-    distance = (accuracy - mean).abs()[held].double()
+    distance = (accuracy - mean).abs()[held]
     return ((count[held] * distance).sum() / count.sum()).item()
     ### END SOLUTION
 
@@ -582,13 +585,14 @@ check(logit_lens)
 
 # %%
 FRANCE = ids_of("The capital of France is")
+depth = model.config.num_hidden_layers
 lens = logit_lens(model, FRANCE)
 with torch.no_grad():
     print("last row = logits:", torch.equal(lens[-1], model(FRANCE).logits))
     hidden = model(FRANCE, output_hidden_states=True).hidden_states
     head, norm = model.get_output_embeddings(), final_norm(model)
-    scale = hidden[29][0, -1].norm()  # as if kept from layer 29
-    for layer in (5, 15, 25, 29):
+    scale = hidden[-2][0, -1].norm()  # as if kept from the last layer but one
+    for layer in (depth // 6, depth // 2, depth - depth // 6, depth - 1):
         state = hidden[layer][0, -1]
         shared = head(norm.weight * state * len(state) ** 0.5 / scale)
         kinds = {"own": lens[layer, 0, -1], "shared": shared, "none": head(state)}
@@ -637,6 +641,12 @@ plt.show()
 
 
 # %%
+def layers_of(model):
+    """The layers of a Llama or a GPT-2."""
+    body = model.base_model
+    return body.layers if hasattr(body, "layers") else body.h
+
+
 def patched(ids, layer, state):
     """Next-token probabilities of ids, with another last state behind a layer."""
 
@@ -645,7 +655,7 @@ def patched(ids, layer, state):
         output[:, -1] = state
         return output
 
-    hook = model.base_model.layers[layer - 1].register_forward_hook(put)
+    hook = layers_of(model)[layer - 1].register_forward_hook(put)
     try:
         with torch.no_grad():
             return model(ids).logits[0, -1].softmax(-1)
@@ -661,8 +671,9 @@ with torch.no_grad():
     states = model(ITALY, output_hidden_states=True).hidden_states
 swapped = {}
 for n in (1, 5, 10, 15, 20, 22, 23, 24, 25, 27, 29):
-    swapped[n] = patched(FRANCE, n, states[n][0, -1])[rome].item()
-for n in (22, 23, 24, 27):
+    if n < depth:
+        swapped[n] = patched(FRANCE, n, states[n][0, -1])[rome].item()
+for n in sorted({22, 23, 24, 27} & swapped.keys()):
     rank = (lens[n] > lens[n, rome]).sum() + 1
     print(f"behind layer {n}: patched, p(Rome) = {swapped[n]:.2f}", end="")
     print(f"; the lens ranks it {rank:,}")
@@ -813,8 +824,10 @@ for n in (1, 2, 5, 10, 30):
 # %%
 def without_head(ids, layer, head):
     """Next-token probabilities when one head gives nothing to the last place."""
-    size = model.config.head_dim
-    module = model.base_model.layers[layer - 1].self_attn.o_proj
+    size = model.config.hidden_size // model.config.num_attention_heads
+    block = layers_of(model)[layer - 1]
+    llama = hasattr(block, "self_attn")
+    module = block.self_attn.o_proj if llama else block.attn.c_proj
 
     def silence(module, arguments):
         mixed = arguments[0].clone()
@@ -829,13 +842,17 @@ def without_head(ids, layer, head):
         hook.remove()
 
 
+# %%
 paris = ids_of(" Paris")[0, 0]
+brings = min(24, depth)
 for head in range(model.config.num_attention_heads):
-    left = without_head(FRANCE, 24, head)[paris].item()
+    left = without_head(FRANCE, brings, head)[paris].item()
+    weight = last[brings - 1, head, 3].item()
     print(
-        f"layer 24, head {head}: {last[23, head, 3]:.2f} of its attention to", end=" "
+        f"layer {brings}, head {head}: {weight:.2f} of its attention to {tokens[3]}",
+        end="",
     )
-    print(f"{tokens[3]}; without the head, p(Paris) = {left:.2f}")
+    print(f"; without the head, p(Paris) = {left:.2f}")
 
 # %% [markdown]
 # One does, with 0.90 of its attention, and without it most of " Paris" is gone. The others make no
