@@ -511,8 +511,8 @@ ax.legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# The model is a little too sure of these old books, and one number mends most of that, on texts by
-# other authors. The green and the red line are close, and a bin with 14 predictions is mostly
+# The model is a little too sure of these old books, and one number mends about half of that, on texts
+# by other authors. The green and the red line are close, and a bin with 14 predictions is mostly
 # chance: believe the surprisal rather than the bins. The blue line is far off. A low temperature
 # makes better-looking texts, and probabilities that mean nothing: where an API has both, ask
 # whether its log-probabilities are those before the temperature or after.
@@ -690,11 +690,10 @@ plt.show()
 
 # %% [markdown]
 # From one layer to the next. Layer 24 brings Italy to the last place, and from there on the answer is
-# settled, in full. The lens ranks " Rome" behind a thousand other tokens there, and shows it
-# six layers later. It answers one question: what would *this* norm and *this* head make of a
-# state? They were trained for the last one. What it shows early is there; what it does not show
-# may be there all the same. (The *tuned lens* of Belrose et al., 2023, trains a small map for each
-# layer, and sees more.)
+# settled, nearly in full. The lens ranks " Rome" behind a thousand other tokens there, and shows
+# it six layers later. It answers one question: what would *this* norm and *this* head make of a
+# state? They were trained for the last one. What the lens does not show may be there all the
+# same. (The *tuned lens* of Belrose et al., 2023, trains a small map for each layer, to see more.)
 #
 # ## 5. Where does it look?
 #
@@ -855,8 +854,8 @@ for head in range(model.config.num_attention_heads):
     print(f"; without the head, p(Paris) = {left:.2f}")
 
 # %% [markdown]
-# One does, with 0.90 of its attention, and without it most of " Paris" is gone. The others make no
-# difference, though some of them look at France, too. The weights gave the idea where to look;
+# One does, with 0.90 of its attention, and without it most of " Paris" is gone. The others make hardly
+# a difference, though some of them look at France, too. The weights gave the idea where to look;
 # what showed that it is so was taking the head away.
 #
 # Attention weights are a good place to get an idea, and no evidence for it. A weight says how much
@@ -866,9 +865,9 @@ for head in range(model.config.num_attention_heads):
 #
 # ## 6. Who wrote it?
 #
-# The model ranks all tokens at each place. A program that samples takes tokens of low rank more
-# often than people do: GLTR (Gehrmann, Strobelt and Rush, 2019) colours each word of a text by its
-# rank, to show who wrote it.
+# The model ranks all tokens at each place. A program that cuts the tail off takes tokens from the top
+# of this ranking more often than people do. GLTR (Gehrmann, Strobelt and Rush, 2019) colours each
+# word of a text by its rank, to show who wrote it.
 
 # %% [markdown]
 # ### Exercise 15.8 · `token_ranks`
@@ -974,7 +973,8 @@ for ax in (left, right):
 plt.show()
 
 # %% [markdown]
-# Each dot on the right is a text, and left of the dotted line a detector would say "machine". It finds
+# Each dot on the right is a text, and left of the dotted line a detector would say "machine". (We put
+# the line where it parts the first two rows: this detector has seen its exam.) In our run it finds
 # all texts that were made with top-k 40, whose ranks end at 40. Of those made without a filter it
 # finds one in five: these are draws from the very distribution that it measures with. And it
 # accuses all three of the known texts. They are likely not because a machine wrote them, but
