@@ -18,6 +18,7 @@
 
 # %% tags=["setup"]
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -749,7 +750,7 @@ for token, share in zip(tokens, last.mean((0, 1)).tolist(), strict=True):
 
 
 # %% tags=["exercise"]
-def attention_rollout(attentions) -> torch.Tensor:
+def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
     """How much of each token there is in each place behind the last of these layers.
 
     attentions: (batch, heads, seq, seq) for each layer, the first layer first, in any
@@ -926,6 +927,7 @@ KNOWN = (
 )
 
 
+# %%
 def half(ids, logits):
     """Top-k for the first rows only."""
     return torch.cat([top_k_filter(logits[:TEXTS], 40), logits[TEXTS:]])

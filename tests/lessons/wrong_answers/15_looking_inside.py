@@ -110,7 +110,7 @@ def places_of_the_logits(model, ids, threshold):
     return (entropies(model, ids)[:-1] > threshold).nonzero()[:, 0].tolist()
 
 
-@wrong("fork_points", FORKS, "chosen behind the last token yet")
+@wrong("fork_points", FORKS, "Nothing has been chosen behind the last token yet")
 def the_next_token_too(model, ids, threshold):
     """Counts the place behind the text."""
     return ((entropies(model, ids) > threshold).nonzero()[:, 0] + 1).tolist()
@@ -141,7 +141,7 @@ def threshold_in_bits(model, ids, threshold):
     return ((bits > threshold).nonzero()[:, 0] + 1).tolist()
 
 
-@wrong("fork_points", FORKS, "not how surprising")
+@wrong("fork_points", FORKS, "not how surprising the token is")
 def by_surprisal(model, ids, threshold):
     """What was surprising, not what was open."""
     with torch.no_grad():
@@ -205,7 +205,7 @@ def summed(confidence, correct, bins, place):
     return total, right, count
 
 
-@wrong("reliability", BORDER, "1 is in the last")
+@wrong("reliability", BORDER, "Bin i goes from i/bins up to")
 def borders_belong_below(confidence, correct, bins):
     """(i/bins, (i+1)/bins], as in many plots."""
     confidence, correct = checked(confidence, correct, bins)
@@ -238,7 +238,11 @@ def empty_bins_are_left_out(confidence, correct, bins):
     return mean[held], share[held], count[held]
 
 
-@wrong("reliability", "test_the_mean_confidence_is_not_the_middle_of_the_bin", "0.52")
+@wrong(
+    "reliability",
+    "test_the_mean_confidence_is_not_the_middle_of_the_bin",
+    "should be [0, 0.52]",
+)
 def middle_of_the_bin(confidence, correct, bins):
     """The middle for the mean."""
     mean, share, count = bins_(confidence, correct, bins)
@@ -481,7 +485,7 @@ def states_of(model, ids):
         return model(ids, output_hidden_states=True).hidden_states
 
 
-@wrong("logit_lens", LAST, "not twice")
+@wrong("logit_lens", LAST, "normed already: not twice")
 @torch.no_grad()
 def norm_on_every_state(model, ids):
     """The last of hidden_states is normed already."""
@@ -508,7 +512,7 @@ def normed_twice_inside(model, ids):
     )
 
 
-@wrong("logit_lens", CUT, "statistics of its own")
+@wrong("logit_lens", CUT, "each state has statistics of its own")
 @torch.no_grad()
 def the_scale_of_the_last_layer(model, ids):
     """One cached scale for all layers, as in a well-known library until 2026."""
@@ -616,7 +620,7 @@ def half(a):
     return a / 2 + torch.eye(a.shape[-1]) / 2
 
 
-@wrong("attention_rollout", ROLL, "the place itself")
+@wrong("attention_rollout", ROLL, "Half of each place is the place itself")
 def without_the_residual(attentions):
     """Attention alone."""
     return rolled(attentions, lambda a: a)
@@ -720,7 +724,7 @@ def ranks_from_0(model, ids):
     return ranks_(model, ids) - 1
 
 
-@wrong("token_ranks", RANK, "share the better rank")
+@wrong("token_ranks", RANK, "Equal tokens share the better rank")
 def ties_count(model, ids):
     """>= counts the token itself, and those that are equal."""
     logits = logits_of(model, ids)[:, :-1]
@@ -741,7 +745,11 @@ def ranks_from_the_bottom(model, ids):
     return (logits < logits.gather(-1, ids[:, 1:, None])).sum(-1) + 1
 
 
-@wrong("token_ranks", "test_ranks_reach_into_the_tail", "0 in float32")
+@wrong(
+    "token_ranks",
+    "test_ranks_reach_into_the_tail",
+    "these probabilities are 0 in float32",
+)
 def ranks_by_probability(model, ids):
     """The softmax of the tail is 0."""
     p = logits_of(model, ids)[:, :-1].float().softmax(-1)
