@@ -916,9 +916,9 @@ check(token_ranks)
 # %%
 HEAD, NEW, TEXTS = 12, 24, 5
 KNOWN = (
-    "We hold these truths to be self-evident, that all men are created equal, that they "
-    "are endowed by their Creator with certain unalienable Rights, that among these "
-    "are Life, Liberty and the pursuit of Happiness.",
+    "We hold these truths to be self-evident, that all men are created equal, that "
+    "they are endowed by their Creator with certain unalienable Rights, that among "
+    "these are Life, Liberty and the pursuit of Happiness.",
     "In the beginning God created the heaven and the earth. And the earth was without "
     "form, and void; and darkness was upon the face of the deep. And the Spirit of God "
     "moved upon the face of the waters.",
