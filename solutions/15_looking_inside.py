@@ -426,7 +426,7 @@ for bins in (1, 5, 10, 50):
 # %% [markdown]
 # Not 0. In `lucky` each prediction is right with exactly the probability that it claims, and still
 # chance makes a distance in each bin, which the absolute value never pays back: the more bins, the
-# more. And with one bin the errors of sure and unsure predictions cancel. An ECE without its bins
+# more. (With one bin, errors of different signs would cancel; this model errs to one side.) An ECE without its bins
 # and its number of predictions says little.
 #
 # Can it be mended? *Temperature scaling* (Guo et al., 2017) divides all logits by one number. It
@@ -534,9 +534,9 @@ print(f"entropy {entropy(scaled).mean():.3f}, surprisal {loss:.3f}")
 # (nostalgebraist, 2020) sends the state behind *every* layer through the same norm and head: what
 # would the model say if it ended here?
 #
-# Three things go wrong with it, and each has gone wrong in published code. **Predict:**
-# `transformers` returns one state for the embeddings and one behind each layer. Is the last one
-# already normed?
+# Three things go wrong with it: no norm, a norm too many, and the statistics of one layer for all.
+# **Predict:** `transformers` returns one state for the embeddings and one behind each layer. Is
+# the last one already normed?
 
 # %% [markdown]
 # ### Exercise 15.6 · `logit_lens`
@@ -549,7 +549,8 @@ print(f"entropy {entropy(scaled).mean():.3f}, surprisal {loss:.3f}")
 # `model.get_output_embeddings()` the head.
 #
 # The last row must be what the model itself says: `logit_lens(model, ids)[-1]` equals
-# `model(ids).logits`. If it does not, you have found one of the three mistakes.
+# `model(ids).logits`. That catches a norm too many. The other rows need a test of their own: row n is
+# what the model says when the layers behind layer n are taken out.
 #
 # By hand: a model of two layers, one row of 5 tokens, 97 tokens in the vocabulary. The result has
 # the shape (3, 1, 5, 97). Its row 1 is what the model says if its second layer is taken out.
@@ -607,8 +608,9 @@ with torch.no_grad():
 # The own norm is the lens. With a scale that was kept from a late layer (here layer 29's), early
 # layers look as if they knew nothing: their states are small, and small logits are a nearly uniform
 # distribution. A well-known library did that until 2026 (TransformerLens, issue 1076). Without a
-# norm the tokens are nonsense, and the model seems certain of them. Both are artefacts, and only
-# the last row tells.
+# norm the tokens are nonsense, and the model seems certain of them. Both are artefacts, and a last
+# row that equals the logits does not rule them out: it needs no more norm. The check compares
+# the other rows with models that were cut short.
 #
 # The picture that the lens is known for: what each place would say behind each layer.
 
