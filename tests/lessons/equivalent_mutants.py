@@ -43,6 +43,10 @@ AS_LONG = "there are as many logits as rows"
 ONE_EACH = "there are as many contexts as rows"
 WORDS = "the words of a sentence are the author's; its numbers are checked"
 
+HALF_A_PERCENT = "within the half percent that is asked for"
+SQUARE = "a map of attention is square"
+ALIKE = "all layers have the same shape and device"
+
 EQUIVALENT = {
     "ask": {
         "0].message.content or '' → 0].message.content": NULL,
@@ -525,5 +529,28 @@ EQUIVALENT = {
         ),
         "torch.tensor(found, device=ids.device) with torch. → "
         "torch.tensor(found) with torch.": ON_THE_CPU,
+    },
+    "fork_points": {
+        "(ids).logits[0, :-1] → (ids).logits[-1, :-1]": ONE_ROW,
+        "()[:, 0] + 1) → ()[:, -1] + 1)": "the places of a vector have one column",
+    },
+    "reliability": {
+        "place, weights=correct.double(), minlength=bins) → place, weights=correct, minlength=bins)": (
+            "bincount adds weights up as doubles"
+        ),
+    },
+    "fit_temperature": {
+        "in range(14): middle = → in range(14 + 1): middle =": HALF_A_PERCENT,
+        "in range(14): middle = → in range(14 - 1): middle =": HALF_A_PERCENT,
+        "_ in range(14): middle = → _ in range(15): middle =": HALF_A_PERCENT,
+        "_ in range(14): middle = → _ in range(13): middle =": HALF_A_PERCENT,
+        "])[:, 0] low, high → ])[:, -1] low, high": ONE_LEFT,
+    },
+    "attention_rollout": {
+        "torch.eye(seq, device=device) rollout = → torch.eye(seq) rollout =": ON_THE_CPU,
+        "0].shape[-1], attentions[0 → 0].shape[-2], attentions[0": SQUARE,
+        "1], attentions[0].device) identity → 1], attentions[-1].device) identity": ALIKE,
+        "repeat(len(attentions[0]), 1, → repeat(len(attentions[-1]), 1,": ALIKE,
+        "= (attentions[0].shape[-1 → = (attentions[-1].shape[-1": ALIKE,
     },
 }
