@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 from test_server import byte_level_tokenizer
 
-from tiny_models import random_gpt2, random_llama
+from tiny_models import load, random_gpt2, random_llama
 from tiny_models.engine import (
     BlockAllocator,
     Engine,
@@ -25,9 +25,12 @@ from tiny_models.engine import (
     PrefixCache,
     Sampling,
 )
+from tiny_models.engine.compiled import KernelRunner
 from tiny_models.engine.invariants import broken
-from tiny_models.engine.memory import groups
+from tiny_models.engine.memory import Row, groups
 from tiny_models.engine.scheduler import share_budget
+from tiny_models.kernels import read_model, weights_of
+from tiny_models.weights import NAME
 
 torch.set_num_threads(1)
 
@@ -36,7 +39,9 @@ MODEL = random_llama(vocab_size=len(TOKENIZER), eos_token_id=[2, 40, 41, 42])
 GPT2 = random_gpt2(vocab_size=len(TOKENIZER))
 
 
-def engine_of(model=MODEL, blocks=40, block_size=4, token_budget=16, max_batch=4):
+def engine_of(
+    model=MODEL, blocks=40, block_size=4, token_budget=16, max_batch=4, kernels=False
+):
     return Engine(
         model,
         TOKENIZER,
@@ -44,6 +49,7 @@ def engine_of(model=MODEL, blocks=40, block_size=4, token_budget=16, max_batch=4
         block_size=block_size,
         token_budget=token_budget,
         max_batch=max_batch,
+        kernels=kernels,
     )
 
 
@@ -184,6 +190,24 @@ TestAnyOrder.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+class OnKernels(AnyOrder):
+    """The same on the kernels, whose blocks are larger."""
+
+    @initialize(
+        blocks=st.integers(3, 9),
+        budget=st.integers(4, 40),
+        batch=st.integers(1, 4),
+        size=st.sampled_from([16, 32]),
+    )
+    def start(self, blocks, budget, batch, size):
+        self.engine = engine_of(MODEL, blocks, size, budget, batch, kernels=True)
+        self.asked, self.got, self.ended = {}, {}, set()
+
+
+TestOnKernels = OnKernels.TestCase
+TestOnKernels.settings = TestAnyOrder.settings
 
 
 # --- one by one ---
@@ -358,6 +382,64 @@ def test_a_failed_pass_can_be_tried_again():
         engine.step()
     assert not broken(engine)
     assert tuple(finish(engine)[0, 0]) == alone(prompt, 5)
+
+
+# --- on the kernels ---
+
+
+def logits_of(*runs):
+    """The logits of the last of some runs of rows, on the kernels."""
+    runner = KernelRunner(read_model(MODEL), 8, 16, 64, 4)
+    for rows in runs:
+        found = [x if x is None else x.clone() for x in runner.run(rows)]
+    return found
+
+
+def test_logits_are_those_of_the_model_and_the_same_bits_in_any_company():
+    prompt, other = prompt_of(40, 1), prompt_of(24, 2)
+    (alone,) = logits_of([Row(prompt, 0, [5, 1, 3], wanted=True)])
+    theirs = MODEL(torch.tensor([prompt])).logits[0, -1]
+    assert torch.allclose(alone, theirs, atol=1e-5)
+    # Cut into pieces, beside another one, in other blocks
+    got = logits_of(
+        [Row(prompt[:7], 0, [2, 0, 7], False), Row(other[:9], 0, [4, 6], False)],
+        [Row(other[9:23], 9, [4, 6], True), Row(prompt[7:33], 7, [2, 0, 7], False)],
+        [Row(prompt[33:], 33, [2, 0, 7], True), Row(other[23:], 23, [4, 6], True)],
+    )
+    assert torch.equal(got[0], alone)
+    (own,) = logits_of([Row(other, 0, [0, 1], wanted=True)])
+    assert torch.equal(got[1], own)
+
+
+def test_a_block_is_copied_with_all_that_is_in_it():
+    runner, prompt = KernelRunner(read_model(MODEL), 4, 16, 64, 4), prompt_of(20)
+    runner.run([Row(prompt[:19], 0, [0, 1], wanted=False)])
+    runner.copy(1, 3)
+    (first,) = (x.clone() for x in runner.run([Row(prompt[19:], 19, [0, 1], True)]))
+    (second,) = runner.run([Row(prompt[19:], 19, [0, 3], True)])
+    assert torch.equal(first, second)
+
+
+def test_what_the_kernels_do_not_know_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="gpt2"):
+        engine_of(GPT2, block_size=16, kernels=True)
+    with pytest.raises(ValueError, match="16 must divide the size of a block"):
+        engine_of(block_size=24, kernels=True)
+
+
+def test_the_courses_model_runs_on_its_four_bits_and_gives_the_ids_of_generate():
+    model, tokenizer = load(NAME)
+    engine = Engine(model, tokenizer, blocks=40, token_budget=40, kernels=True)
+    texts = ("The capital of France is", "Once upon a time", "def add(a, b):")
+    prompts = [tuple(tokenizer(text).input_ids) for text in texts]
+    got = {(engine.add(one, sampling(12)), 0): [] for one in prompts}
+    assert [tuple(ids) for ids in finish(engine, got).values()] == [
+        alone(prompt, 12, model=model) for prompt in prompts
+    ]
+    assert type(weights_of(model).qkv).__name__ == "Q4_1"
+    weight = model.model.layers[17].mlp.up_proj.weight.data
+    weight[100, 200] = torch.nextafter(weight[100, 200], torch.tensor(9.0))
+    assert type(weights_of(model).qkv).__name__ == "F32", "another model by now"
 
 
 # --- blocks ---

@@ -1,4 +1,8 @@
-"""The keys and values of all blocks, and how a model reads and writes them."""
+"""The keys and values of all blocks, and how a model reads and writes them.
+
+A runner is what an engine calculates with: `run(rows)` and `copy(old, new)`, as here of
+`TorchRunner`, and `device`, where its logits are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +110,23 @@ class StepCache:
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.seen, 0
+
+
+class TorchRunner:
+    """Any model of `transformers`, by its own forward pass."""
+
+    def __init__(self, model, blocks: int, size: int):
+        self._model, self._store = model, KeyValueStore(blocks, size)
+        self.device = model.device
+
+    def run(self, rows: list[Row]) -> list[torch.Tensor | None]:
+        """Each row's last logits, (vocab,) float32, or None where not wanted. They are
+        valid until the next call."""
+        return run(self._model, self._store, rows)
+
+    def copy(self, old: int, new: int) -> None:
+        """Block `new` gets what is in block `old`."""
+        self._store.copy(old, new)
 
 
 @torch.no_grad()

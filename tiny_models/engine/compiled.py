@@ -1,0 +1,61 @@
+"""An engine's arithmetic on the kernels of lesson 14."""
+
+import numpy as np
+import torch
+
+from tiny_models.engine.memory import Row
+from tiny_models.kernels import Forward, Weights
+
+MULTIPLE = 16  # positions that a vector holds, on every processor
+
+
+class KernelRunner:
+    """A Llama on the kernels of `tiny_models.kernels`; as `memory.TorchRunner`.
+
+    weights: of `kernels.weights_of`. blocks, size: of the cache; size is a multiple of
+    16. tokens: the most in all rows of a call. wanted: the most rows whose logits are
+    wanted. Raises ValueError for another size.
+
+    The logits of a row are the same bits whatever else is in the call, and however its
+    tokens were cut into calls.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, weights: Weights, blocks: int, size: int, tokens: int, wanted: int
+    ):
+        if size % MULTIPLE:
+            raise ValueError(
+                f"on the kernels {MULTIPLE} must divide the size of a block: {size}"
+            )
+        threads, positions = torch.get_num_threads(), blocks * size
+        self._forward = Forward(
+            weights, threads, blocks, size, positions, tokens, wanted
+        )
+
+    def run(self, rows: list[Row]) -> list[torch.Tensor | None]:
+        """Each row's last logits, (vocab,) float32, or None where not wanted. They are
+        valid until the next call."""
+        if not rows:
+            return []
+        # Those whose logits are wanted stand at the end. The order is of no other
+        # importance: a token finds what it may look at by its place.
+        tokens = [
+            (row.wanted and n == len(row.ids) - 1, token, i, row.computed + n)
+            for i, row in enumerate(rows)
+            for n, token in enumerate(row.ids)
+        ]
+        tokens.sort(key=lambda one: one[0])
+        wanted, ids, slots, places = np.array(tokens, np.int64).T.copy()
+        tables = np.zeros((len(rows), max(len(row.blocks) for row in rows)), np.int64)
+        for i, row in enumerate(rows):
+            tables[i, : len(row.blocks)] = row.blocks
+        self._forward(ids, slots, places, tables, len(ids) - int(wanted.sum()))
+        logits = iter(torch.from_numpy(self._forward.logits))
+        return [next(logits) if row.wanted else None for row in rows]
+
+    def copy(self, old: int, new: int) -> None:
+        """Block `new` gets what is in block `old`."""
+        for kept in self._forward.cache:
+            kept[:, new] = kept[:, old]
