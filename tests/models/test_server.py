@@ -258,6 +258,28 @@ def test_gpt2_with_its_absolute_positions_gives_the_text_of_generate(tokenizer):
             assert text_of(chat(server, max_tokens=24, **request)) == expected
 
 
+def test_on_the_kernels_it_is_the_text_of_generate(model, tokenizer):
+    with serve(model, tokenizer, kernels=True) as server:
+        for options in ({"seed": 3}, {"seed": 4, "top_k": 5}, {}):
+            expected = local_text(model, tokenizer, **options)
+            request = {"max_tokens": 24, **(options or {"temperature": 0})}
+            assert text_of(chat(server, **request)) == expected
+            assert streamed_text(chunks_of(server, **request)) == expected
+
+
+def test_the_command_says_which_model_the_kernels_do_not_know(monkeypatch, tokenizer):
+    import tiny_models.loading
+    from tiny_models.server import main
+
+    gpt2 = random_gpt2(vocab_size=len(tokenizer))
+    monkeypatch.setattr(tiny_models.loading, "load", lambda name: (gpt2, tokenizer))
+    monkeypatch.setattr(sys, "argv", ["server", "--port", "0", "--kernels"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert "The kernels of lesson 14 know Llama models" in str(caught.value)
+    assert "this is a gpt2" in str(caught.value)
+
+
 def test_an_eos_sampled_in_the_middle_ends_the_text_as_in_generate(
     server, model, tokenizer
 ):
