@@ -13,8 +13,7 @@ class KernelRunner:
     """A Llama on the kernels of `tiny_models.kernels`; as `memory.TorchRunner`.
 
     weights: of `kernels.weights_of`. blocks, size: of the cache; size is a multiple of
-    16. tokens: the most in all rows of a call. wanted: the most rows whose logits are
-    wanted. Raises ValueError for another size.
+    16. tokens: the most in all rows of a call. Raises ValueError for another size.
 
     The logits of a row are the same bits whatever else is in the call, and however its
     tokens were cut into calls.
@@ -22,27 +21,23 @@ class KernelRunner:
 
     device = torch.device("cpu")
 
-    def __init__(
-        self, weights: Weights, blocks: int, size: int, tokens: int, wanted: int
-    ):
+    def __init__(self, weights: Weights, blocks: int, size: int, tokens: int):
         if size % MULTIPLE:
             raise ValueError(
                 f"on the kernels {MULTIPLE} must divide the size of a block: {size}"
             )
         threads, positions = torch.get_num_threads(), blocks * size
-        self._forward = Forward(
-            weights, threads, blocks, size, positions, tokens, wanted
-        )
+        self._forward = Forward(weights, threads, blocks, size, positions, tokens)
 
     def run(self, rows: list[Row]) -> list[torch.Tensor | None]:
-        """Each row's last logits, (vocab,) float32, or None where not wanted. They are
-        valid until the next call."""
+        """The logits of each row that are wanted, float32: (vocab,) of one token,
+        (wanted, vocab) of more, None of none. They are valid until the next call."""
         if not rows:
             return []
         # Those whose logits are wanted stand at the end. The order is of no other
         # importance: a token finds what it may look at by its place.
         tokens = [
-            (row.wanted and n == len(row.ids) - 1, token, i, row.computed + n)
+            (n >= len(row.ids) - row.wanted, token, i, row.computed + n)
             for i, row in enumerate(rows)
             for n, token in enumerate(row.ids)
         ]
@@ -52,8 +47,12 @@ class KernelRunner:
         for i, row in enumerate(rows):
             tables[i, : len(row.blocks)] = row.blocks
         self._forward(ids, slots, places, tables, len(ids) - int(wanted.sum()))
-        logits = iter(torch.from_numpy(self._forward.logits))
-        return [next(logits) if row.wanted else None for row in rows]
+        logits = torch.from_numpy(self._forward.logits)
+        parts = logits.split([int(row.wanted) for row in rows])
+        return [
+            (part[0] if row.wanted == 1 else part) if row.wanted else None
+            for row, part in zip(rows, parts, strict=True)
+        ]
 
     def copy(self, old: int, new: int) -> None:
         """Block `new` gets what is in block `old`."""

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
+from tiny_models.engine import guessing
 from tiny_models.engine.blocks import BlockAllocator, PrefixCache
+from tiny_models.engine.guessing import ngram_draft
 from tiny_models.engine.memory import Row, TorchRunner, layer_kinds
 from tiny_models.engine.request import Output, Request, State
 from tiny_models.engine.sampling import Sampler, Sampling, eos_token_ids
@@ -33,6 +35,7 @@ class Engine:
 
     # The parts of which it is made. Others with the same methods may take their places.
     BlockAllocator, PrefixCache, Scheduler = BlockAllocator, PrefixCache, Scheduler
+    draft = staticmethod(ngram_draft)
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Engine:
             self.allocator, self.prefix_cache, token_budget, max_batch
         )
         if kernels:
-            self._runner = self.compiled(blocks, block_size, token_budget, max_batch)
+            self._runner = self.compiled(blocks, block_size, token_budget)
         else:
             self._runner = TorchRunner(model, blocks, block_size)
         self._ids = itertools.count()
@@ -62,13 +65,13 @@ class Engine:
         # one of them, whatever n is.
         self._answers: dict[int, list[Request]] = {}
 
-    def compiled(self, blocks: int, size: int, tokens: int, wanted: int):
+    def compiled(self, blocks: int, size: int, tokens: int):
         """What runs the model on the kernels."""
         # Here, since numba takes a while, and not every machine has it.
         from tiny_models.engine.compiled import KernelRunner
         from tiny_models.kernels import weights_of
 
-        return KernelRunner(weights_of(self._model), blocks, size, tokens, wanted)
+        return KernelRunner(weights_of(self._model), blocks, size, tokens)
 
     @property
     def idle(self) -> bool:
@@ -106,8 +109,14 @@ class Engine:
         plan = self.scheduler.schedule()
         for old, new in plan.copies:
             self._runner.copy(old, new)
-        logits = self._runner.run(self.rows(plan))
-        return self.postprocess(plan, logits)
+        budget, size = self.scheduler.token_budget, self.allocator.size
+        guesses = guessing.guesses(plan, self.draft, budget, size)
+        rows = map(guessing.longer, self.rows(plan), guesses)
+        logits = self._runner.run(list(rows))
+        outputs = self.postprocess(plan, list(map(guessing.first, logits, guesses)))
+        for (request, _), some, guess in zip(plan.work, logits, guesses, strict=True):
+            outputs += self.follow(request, some, guess)
+        return outputs
 
     def _request(
         self, request_id: int, choice: int, ids: list[int], sampling: Sampling
@@ -163,6 +172,17 @@ class Engine:
             answers.append(self._request(request.id, choice, ids, request.sampling))
             self.scheduler.fork(request, answers[-1])
         return [one for one in answers if one.state is State.RUNNING]
+
+    def follow(self, request: Request, logits, guess: list[int]) -> list[Output]:
+        """The tokens behind one that was guessed, as far as the guess was right."""
+        outputs = []
+        for n, token in enumerate(guess, start=1):
+            if request.state is not State.RUNNING or request.ids[-1] != token:
+                break  # what stands behind it in its block will be overwritten
+            request.computed += 1
+            self.register(request)
+            outputs.append(self.sample(request, logits[n]))
+        return outputs
 
     def sample(self, request: Request, logits: torch.Tensor) -> Output:
         """One token more. logits: (vocab,) float32."""

@@ -36,6 +36,8 @@ class Sampling:
     frequency_penalty, presence_penalty: as in the OpenAI API, over the new tokens.
     n: how many answers; answer i has the seed + i.
     format: what the text must match when it ends by itself; None is any.
+    guesses: the most tokens to guess in a step, from what stood behind the same ones
+    before (lesson 13). They change when tokens come, not which.
     """
 
     max_tokens: int
@@ -51,6 +53,7 @@ class Sampling:
     min_p: float = 0.0
     n: int = 1
     format: Regex | None = None
+    guesses: int = 0
 
 
 class Sampler:

@@ -40,7 +40,7 @@ class Decoder:
         self.slots, self.positions, self.tokens = slots, positions, tokens
         # A sequence is one block, as long as the longest may be.
         self._forward = Forward(
-            weights, threads, slots, positions, positions, tokens, tokens, plain
+            weights, threads, slots, positions, positions, tokens, plain
         )
         self._tables = np.arange(slots)[:, None]
         self.shape, self.threads = self._forward.shape, self._forward.threads

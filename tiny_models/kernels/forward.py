@@ -31,16 +31,14 @@ class Forward:
     weights: of `read_gguf` or `read_model`. threads: how many work on a call, at most
     as many as there are processors. blocks, size: of the cache; size is a multiple of
     N, or each sequence has one block. positions: tokens of the longest sequence.
-    tokens: the most in one call. wanted: the most logits of one. plain: plain loops
-    instead of vectors, as on processors that are too old for these.
+    tokens: the most in one call. plain: plain loops instead of vectors, as on
+    processors that are too old for these.
 
     Not for use by two threads at once. What is called is compiled code, and checks
     nothing: the callers do.
     """
 
-    def __init__(
-        self, weights, threads, blocks, size, positions, tokens, wanted, plain=False
-    ):
+    def __init__(self, weights, threads, blocks, size, positions, tokens, plain=False):
         s = weights.shape
         if s.heads % s.kv_heads:
             raise ValueError(f"{s.heads} heads cannot share {s.kv_heads} evenly")
@@ -69,8 +67,8 @@ class Forward:
             room(n, s.heads * s.head_size),
             room(n, padded(s.hidden)),
             room(n, padded(2 * s.inner)),
-            room(wanted + 8, padded(s.vocab)),
-            np.zeros((self.threads, wanted + 8), np.int64),
+            room(n, padded(s.vocab)),
+            np.zeros((self.threads, n), np.int64),
         )
         self._own = [
             Own(
