@@ -508,6 +508,23 @@ def test_what_the_kernels_do_not_know_is_an_error_that_says_so():
         engine_of(block_size=24, kernels=True)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Row([5, len(TOKENIZER)], 0, [0], True), "ids must be from 0 to"),
+        (Row([-1], 0, [0], True), "ids must be from 0 to"),
+        (Row([5, 6], 15, [0], True), "17 tokens do not fit into blocks"),
+        (Row([5], 0, [4], True), "there are 4 blocks"),
+        (Row([5], 0, [-1], True), "there are 4 blocks"),
+        (Row([5] * 9, 0, [0], True), "a call takes 8 tokens, not 9"),
+    ],
+)
+def test_no_row_lets_compiled_code_leave_its_arrays(row, said):
+    runner = KernelRunner(read_model(MODEL), 4, 16, 8)
+    with pytest.raises(ValueError, match=said):
+        runner.run([row])
+
+
 def test_the_courses_model_runs_on_its_four_bits_and_gives_the_ids_of_generate():
     model, tokenizer = load(NAME)
     engine = Engine(model, tokenizer, blocks=40, token_budget=40, kernels=True)
@@ -517,7 +534,7 @@ def test_the_courses_model_runs_on_its_four_bits_and_gives_the_ids_of_generate()
     assert [tuple(ids) for ids in finish(engine, got).values()] == [
         alone(prompt, 12, model=model) for prompt in prompts
     ]
-    assert type(weights_of(model).qkv).__name__ == "Q4_1"
+    assert type(engine._runner._forward._parts.qkv).__name__ == "Q4_1"
     weight = model.model.layers[17].mlp.up_proj.weight.data
     weight[100, 200] = torch.nextafter(weight[100, 200], torch.tensor(9.0))
     assert type(weights_of(model).qkv).__name__ == "F32", "another model by now"

@@ -28,12 +28,14 @@ class KernelRunner:
             )
         threads, positions = torch.get_num_threads(), blocks * size
         self._forward = Forward(weights, threads, blocks, size, positions, tokens)
+        self._blocks, self._size, self._tokens = blocks, size, tokens
 
     def run(self, rows: list[Row]) -> list[torch.Tensor | None]:
         """The logits of each row that are wanted, float32: (vocab,) of one token,
         (wanted, vocab) of more, None of none. They are valid until the next call."""
         if not rows:
             return []
+        self._check(rows)
         # Those whose logits are wanted stand at the end. The order is of no other
         # importance: a token finds what it may look at by its place.
         tokens = [
@@ -53,6 +55,20 @@ class KernelRunner:
             (part[0] if row.wanted == 1 else part) if row.wanted else None
             for row, part in zip(rows, parts, strict=True)
         ]
+
+    def _check(self, rows: list[Row]) -> None:
+        """Compiled code would read and write beyond its arrays."""
+        if (count := sum(len(row.ids) for row in rows)) > self._tokens:
+            raise ValueError(f"a call takes {self._tokens} tokens, not {count}")
+        vocab = self._forward.shape.vocab
+        for row in rows:
+            if not all(0 <= token < vocab for token in row.ids):
+                raise ValueError(f"token ids must be from 0 to {vocab - 1}: {row.ids}")
+            end = row.computed + len(row.ids)
+            if row.computed < 0 or end > len(row.blocks) * self._size:
+                raise ValueError(f"{end} tokens do not fit into blocks {row.blocks}")
+            if not all(0 <= block < self._blocks for block in row.blocks):
+                raise ValueError(f"there are {self._blocks} blocks, not {row.blocks}")
 
     def copy(self, old: int, new: int) -> None:
         """Block `new` gets what is in block `old`."""
