@@ -14,7 +14,7 @@
 #
 # You write: `mixed_batch`, `BlockAllocator`, `PrefixCache`, `share_budget`, `Scheduler`,
 # `Engine`, `broken` and `changed_by_company`. About 160 minutes. Builds on lessons 01, 05
-# and 07.
+# and 07; two sections use lessons 12 to 14.
 
 # %% tags=["setup"]
 import dataclasses
@@ -36,6 +36,7 @@ from openai import OpenAI
 from course import carry, check
 from course.kit import figures, planted
 from tiny_models import load, random_llama
+from tiny_models.grammar import parse, token_bytes
 from tiny_models.server import ModelEngine, serve_engine
 
 ask = carry("ask")
@@ -514,7 +515,7 @@ check(Scheduler)
 # %% [markdown]
 # ## 7. The step
 #
-# The parts are there. `step` is three lines in `parts.Engine`: schedule, run the rows,
+# The parts are there. `step` in `parts.Engine` puts them together: schedule, run the rows,
 # postprocess.
 
 # %% [markdown]
@@ -663,7 +664,68 @@ plt.show()
 # %% [markdown]
 # Above, requests 4 to 7 wait until request 2, the longest of the first four, has ended. Below,
 # a place that is free is taken at the next step.
+
+# %% [markdown]
+# ### What lessons 12 and 13 can do, too
 #
+# Two more options of a request come from earlier lessons. `format` is a regular expression
+# that the text must match: a mask before all other filters. `guesses` is the most tokens to
+# guess in a step. What a guess needs is a place for its keys and values. It gets one only
+# where the request's last block has room, and only from what others left of the budget: no
+# guess takes a block, or a turn, from anybody.
+#
+# Below, three requests share the batch. The first is forced into JSON by a schema, the second
+# copies a list, and guesses with your function of lesson 13, the third asks for nothing.
+
+# %%
+ngram_draft, schema_to_regex = carry("ngram_draft"), carry("schema_to_regex")
+Automaton, constrained_decode = carry("Automaton"), carry("constrained_decode")
+pick_greedy = carry("pick_greedy")
+
+# %%
+both = Mine(model, tokenizer, blocks=64)
+both.draft = lambda ids, most: ngram_draft(ids, 3, most)
+schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}
+pattern = schema_to_regex(schema)
+weekdays = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday. "
+wishes = {
+    "Where is the Eiffel Tower? As JSON:": {"format": parse(pattern)},
+    f"{weekdays * 2}Monday,": {"guesses": 7},
+    "The capital of France is": {},
+}
+
+# %% tags=["nbval-check-output"]
+asked, steps = {}, Counter()
+for text, wish in wishes.items():
+    request = Sampling(21, temperature=0, **wish)
+    asked[both.add(tokenizer(text).input_ids, request)] = text
+got = {text: [] for text in wishes}
+while not both.idle:
+    outputs = both.step()
+    for output in outputs:
+        got[asked[output.request_id]].append(output.token)
+    steps.update({asked[output.request_id] for output in outputs})
+for text, ids in got.items():
+    print(f"{len(ids)} tokens in {steps[text]} steps: {tokenizer.decode(ids)!r}")
+
+# %% [markdown]
+# The second got its tokens in a fraction of as many steps. Are they those that each would get
+# alone? The second and the third by `generate`, the first by your loop of lesson 12:
+
+# %% tags=["nbval-check-output"]
+eos = tokenizer.eos_token_id
+for text, ids in got.items():
+    start = tokenizer(text, return_tensors="pt").input_ids
+    if "JSON" in text:
+        rest = Automaton(pattern), token_bytes(tokenizer), 21, pick_greedy, eos
+        longer, _ = constrained_decode(model, start, *rest)
+    else:
+        options = {"max_new_tokens": 21, "do_sample": False}
+        mask = torch.ones_like(start)
+        longer = model.generate(start, attention_mask=mask, **options)
+    print(longer[0, start.shape[1] :].tolist() == ids)
+
+# %% [markdown]
 # ## 8. The bug hunt
 #
 # `planted.PLANTED` holds twelve engines with one bug each. Seven bugs were in engines that
@@ -833,7 +895,7 @@ for name, kind in kinds.items():
 
 # %% [markdown]
 # Bookkeeping that is wrong shows in the invariants, often long before a text is wrong. Keys
-# and values that are wrong show only in the tokens. Bug 6 is seen by the first kind alone: a
+# and values that are wrong show only in the tokens. Bug 10 is seen by the first kind alone: a
 # leak changes no text. It only makes the server slower, day by day.
 #
 # ## 9. Behind the API
@@ -876,7 +938,26 @@ for line in page.splitlines():
 server.close()
 
 # %% [markdown]
-# Two histograms are on that page, too: *time to first token* and the time from one token to
+# Who schedules does not care who calculates. With `kernels=True` the rows run on the kernels
+# of lesson 14, which read the 4-bit blocks of the course's model, instead of on torch. All that
+# you wrote stays as it is. (The first time they are compiled, which takes some seconds.)
+
+# %%
+ids_of = {}
+for kernels in (False, True):
+    mine = Mine(model, tokenizer, blocks=64, kernels=kernels)
+    for _ in range(8):
+        mine.add(prompt, Sampling(max_tokens=12, temperature=0))
+    mine.step()
+    start = time.perf_counter()
+    ids_of[kernels] = [output.token for _ in range(11) for output in mine.step()]
+    speed = len(ids_of[kernels]) / (time.perf_counter() - start)
+    name = "lesson 14's kernels" if kernels else "torch"
+    print(f"{name}: {speed:.0f} tokens a second for eight requests")
+print("the same tokens:", ids_of[True] == ids_of[False])
+
+# %% [markdown]
+# Two histograms are on the page of `/metrics`, too: *time to first token* and the time from one token to
 # the next, *inter-token latency*. The first is what a long prompt of somebody else makes
 # worse, if it is read at once; the second what a batch that is too large makes worse.
 #
@@ -901,10 +982,10 @@ server.close()
 #
 # | what | here | vLLM | mini-sglang | `transformers` `generate_batch` |
 # |---|---|---|---|---|
-# | requests at once | `max_batch` | `max_num_seqs` | – | – |
+# | requests at once | `max_batch` | `max_num_seqs` | – | `max_requests_per_batch` |
 # | tokens in a step | `token_budget` | `max_num_batched_tokens` | `--max-prefill-length` | `max_batch_tokens` |
-# | memory | `blocks`, `block_size` | `gpu_memory_utilization` | `--page-size` | `num_blocks` |
-# | known beginnings | always on | `enable_prefix_caching` | `--cache radix` or `naive` | – |
+# | memory | `blocks`, `block_size` | `gpu_memory_utilization` | `--page-size` | `num_blocks`, `page_size` |
+# | known beginnings | always on | `enable_prefix_caching` | `--cache radix` or `naive` | `allow_block_sharing` |
 #
 # ## To read
 #

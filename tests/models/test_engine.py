@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 from test_server import byte_level_tokenizer
 
-from tiny_models import random_gpt2, random_llama
+from tiny_models import load, random_gpt2, random_llama
 from tiny_models.engine import (
     BlockAllocator,
     Engine,
@@ -25,9 +25,13 @@ from tiny_models.engine import (
     PrefixCache,
     Sampling,
 )
+from tiny_models.engine.compiled import KernelRunner
+from tiny_models.engine.guessing import ngram_draft
 from tiny_models.engine.invariants import broken
-from tiny_models.engine.memory import groups
+from tiny_models.engine.memory import Row, groups
 from tiny_models.engine.scheduler import share_budget
+from tiny_models.kernels import read_model, weights_of
+from tiny_models.weights import NAME
 
 torch.set_num_threads(1)
 
@@ -36,7 +40,9 @@ MODEL = random_llama(vocab_size=len(TOKENIZER), eos_token_id=[2, 40, 41, 42])
 GPT2 = random_gpt2(vocab_size=len(TOKENIZER))
 
 
-def engine_of(model=MODEL, blocks=40, block_size=4, token_budget=16, max_batch=4):
+def engine_of(
+    model=MODEL, blocks=40, block_size=4, token_budget=16, max_batch=4, kernels=False
+):
     return Engine(
         model,
         TOKENIZER,
@@ -44,6 +50,7 @@ def engine_of(model=MODEL, blocks=40, block_size=4, token_budget=16, max_batch=4
         block_size=block_size,
         token_budget=token_budget,
         max_batch=max_batch,
+        kernels=kernels,
     )
 
 
@@ -108,6 +115,22 @@ PROMPTS = st.one_of(
 )
 
 
+@functools.cache
+def greedy_after(ids):
+    with torch.no_grad():
+        return int(MODEL(torch.tensor([ids])).logits[0, -1].argmax())
+
+
+def half_right(ids, most):
+    """Guesses of which the first are right for a greedy request, and the rest wrong."""
+    found = []
+    for n in range(most):
+        token = greedy_after((*ids, *found))
+        wrong = n and (len(ids) + n) % 4 == 0
+        found.append(token + 1 if wrong and token + 1 < len(TOKENIZER) else token)
+    return found
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Arrivals, steps and cancellations at random, with a cache that may be small."""
 
@@ -119,6 +142,7 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def start(self, blocks, budget, batch, size):
         self.engine = engine_of(MODEL, blocks, size, budget, batch)
+        self.engine.draft = half_right
         self.asked, self.got, self.ended = {}, {}, set()
 
     @rule(
@@ -126,9 +150,10 @@ class AnyOrder(RuleBasedStateMachine):
         max_tokens=st.integers(1, 8),
         seed=st.none() | st.integers(0, 3),
         n=st.sampled_from([1, 1, 1, 2, 3]),
+        guesses=st.sampled_from([0, 2, 9]),
     )
-    def add(self, prompt, max_tokens, seed, n):
-        wanted = sampling(max_tokens, seed, n)
+    def add(self, prompt, max_tokens, seed, n, guesses):
+        wanted = sampling(max_tokens, seed, n, guesses=guesses)
         needed = -(-(len(prompt) + max_tokens - 1) // self.engine.allocator.size)
         if needed > self.engine.allocator.number:
             with pytest.raises(ValueError, match="blocks"):
@@ -184,6 +209,25 @@ TestAnyOrder.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+class OnKernels(AnyOrder):
+    """The same on the kernels, whose blocks are larger."""
+
+    @initialize(
+        blocks=st.integers(3, 9),
+        budget=st.integers(4, 40),
+        batch=st.integers(1, 4),
+        size=st.sampled_from([16, 32]),
+    )
+    def start(self, blocks, budget, batch, size):
+        self.engine = engine_of(MODEL, blocks, size, budget, batch, kernels=True)
+        self.engine.draft = half_right
+        self.asked, self.got, self.ended = {}, {}, set()
+
+
+TestOnKernels = OnKernels.TestCase
+TestOnKernels.settings = settings(TestAnyOrder.settings, max_examples=25)
 
 
 # --- one by one ---
@@ -358,6 +402,142 @@ def test_a_failed_pass_can_be_tried_again():
         engine.step()
     assert not broken(engine)
     assert tuple(finish(engine)[0, 0]) == alone(prompt, 5)
+
+
+# --- guesses ---
+
+
+@pytest.mark.parametrize("seed", [None, 6])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_guesses_that_are_right_save_steps_and_no_guess_changes_an_id(kernels, seed):
+    prompt, other = prompt_of(10, 3), prompt_of(9, 4)
+    wanted, steps = alone(prompt, 30, seed), {}
+    assert len(wanted) == 30
+    for name, draft in (
+        ("right", lambda ids, most: list(wanted[len(ids) - 10 :])),
+        ("wrong", lambda ids, most: [7] * most),
+        ("none", lambda ids, most: []),
+    ):
+        engine = engine_of(block_size=16, token_budget=8, kernels=kernels)
+        engine.draft = draft
+        one = engine.add(prompt, sampling(30, seed, guesses=6))
+        two = engine.add(other, sampling(30))
+        got, steps[name] = {one: [], two: []}, 0
+        while not engine.idle:
+            steps[name] += len(got[one]) < 30
+            for output in engine.step():
+                got[output.request_id].append(output.token)
+            assert not broken(engine)
+        assert tuple(got[one]) == wanted
+        assert tuple(got[two]) == alone(other, 30)
+    assert steps["wrong"] == steps["none"] > 30
+    assert steps["right"] < 12
+
+
+def test_a_guess_takes_no_block_no_budget_and_no_token_from_anybody():
+    widths = []
+    engine = engine_of(blocks=8, block_size=4, token_budget=7)
+    engine.draft = lambda ids, most: [3] * 50  # more than it was asked for
+    run = engine._runner.run
+    engine._runner.run = lambda rows: (
+        widths.append([len(r.ids) for r in rows]) or run(rows)
+    )
+    asked = [(prompt_of(3, seed), 7) for seed in range(3)]
+    ids = [engine.add(p, sampling(n, guesses=9)) for p, n in asked]
+    got = finish(engine)
+    for i, (prompt, most) in zip(ids, asked, strict=True):
+        assert tuple(got[i, 0]) == alone(prompt, most)
+    assert max(map(sum, widths)) <= 7
+    assert max(map(max, widths)) == 4, "as far as the block goes"
+    assert engine.scheduler.preemptions == 0
+
+
+def test_what_followed_the_longest_run_that_was_seen_is_guessed():
+    for ids, most, wanted in (
+        ([1, 2, 3, 9, 1, 2, 3], 2, [9, 1]),
+        ([1, 2, 8, 0, 1, 2, 9, 4, 1, 2], 3, [9, 4, 1]),  # the last time counts
+        ([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2], 1, [7]),  # three before two
+        ([1, 2, 3], 4, []),
+        ([4, 4, 4], 4, [4]),
+        ([4], 4, []),
+        ([], 4, []),
+    ):
+        assert ngram_draft(ids, most) == wanted, ids
+
+
+# --- on the kernels ---
+
+
+def logits_of(*runs):
+    """The logits of the last of some runs of rows, on the kernels."""
+    runner = KernelRunner(read_model(MODEL), 8, 16, 64)
+    for rows in runs:
+        found = [x if x is None else x.clone() for x in runner.run(rows)]
+    return found
+
+
+def test_logits_are_those_of_the_model_and_the_same_bits_in_any_company():
+    prompt, other = prompt_of(40, 1), prompt_of(24, 2)
+    (alone,) = logits_of([Row(prompt, 0, [5, 1, 3], wanted=True)])
+    theirs = MODEL(torch.tensor([prompt])).logits[0, -1]
+    assert torch.allclose(alone, theirs, atol=1e-5)
+    # Cut into pieces, beside another one, in other blocks
+    got = logits_of(
+        [Row(prompt[:7], 0, [2, 0, 7], False), Row(other[:9], 0, [4, 6], False)],
+        [Row(other[9:23], 9, [4, 6], True), Row(prompt[7:33], 7, [2, 0, 7], False)],
+        [Row(prompt[33:], 33, [2, 0, 7], True), Row(other[23:], 23, [4, 6], True)],
+    )
+    assert torch.equal(got[0], alone)
+    (own,) = logits_of([Row(other, 0, [0, 1], wanted=True)])
+    assert torch.equal(got[1], own)
+
+
+def test_a_block_is_copied_with_all_that_is_in_it():
+    runner, prompt = KernelRunner(read_model(MODEL), 4, 16, 64), prompt_of(20)
+    runner.run([Row(prompt[:19], 0, [0, 1], wanted=False)])
+    runner.copy(1, 3)
+    (first,) = (x.clone() for x in runner.run([Row(prompt[19:], 19, [0, 1], True)]))
+    (second,) = runner.run([Row(prompt[19:], 19, [0, 3], True)])
+    assert torch.equal(first, second)
+
+
+def test_what_the_kernels_do_not_know_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="gpt2"):
+        engine_of(GPT2, block_size=16, kernels=True)
+    with pytest.raises(ValueError, match="16 must divide the size of a block"):
+        engine_of(block_size=24, kernels=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Row([5, len(TOKENIZER)], 0, [0], True), "ids must be from 0 to"),
+        (Row([-1], 0, [0], True), "ids must be from 0 to"),
+        (Row([5, 6], 15, [0], True), "17 tokens do not fit into blocks"),
+        (Row([5], 0, [4], True), "there are 4 blocks"),
+        (Row([5], 0, [-1], True), "there are 4 blocks"),
+        (Row([5] * 9, 0, [0], True), "a call takes 8 tokens, not 9"),
+    ],
+)
+def test_no_row_lets_compiled_code_leave_its_arrays(row, said):
+    runner = KernelRunner(read_model(MODEL), 4, 16, 8)
+    with pytest.raises(ValueError, match=said):
+        runner.run([row])
+
+
+def test_the_courses_model_runs_on_its_four_bits_and_gives_the_ids_of_generate():
+    model, tokenizer = load(NAME)
+    engine = Engine(model, tokenizer, blocks=40, token_budget=40, kernels=True)
+    texts = ("The capital of France is", "Once upon a time", "def add(a, b):")
+    prompts = [tuple(tokenizer(text).input_ids) for text in texts]
+    got = {(engine.add(one, sampling(12)), 0): [] for one in prompts}
+    assert [tuple(ids) for ids in finish(engine, got).values()] == [
+        alone(prompt, 12, model=model) for prompt in prompts
+    ]
+    assert type(engine._runner._forward._parts.qkv).__name__ == "Q4_1"
+    weight = model.model.layers[17].mlp.up_proj.weight.data
+    weight[100, 200] = torch.nextafter(weight[100, 200], torch.tensor(9.0))
+    assert type(weights_of(model).qkv).__name__ == "F32", "another model by now"
 
 
 # --- blocks ---

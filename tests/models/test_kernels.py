@@ -23,7 +23,7 @@ from tiny_models.kernels import (
     read_gguf,
     read_model,
 )
-from tiny_models.kernels import decoder as decoding
+from tiny_models.kernels import forward as decoding
 from tiny_models.kernels.matrices import matmul, pack, padded
 
 torch.set_num_threads(1)

@@ -24,13 +24,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from course.checks import running
+from course.paths import SOLUTIONS
 from tiny_models import ScriptedModel, random_gpt2, random_llama, serve
 from tiny_models.detokenizer import Detokenizer
 from tiny_models.engine.logprobs import printable, token_bytes
 from tiny_models.engine.memory import KeyValueStore, Row, run
 from tiny_models.engine.sampling import AdditivePenalties
 from tiny_models.engine.text import StopStrings
-from tiny_models.server import ChatRequest
+from tiny_models.server import ChatRequest, ModelEngine, serve_engine
 from tiny_models.server.command import allow_more_files, open_to_others, own_address
 from tiny_models.server.idle import IDLE
 
@@ -134,10 +136,22 @@ def model(tokenizer):
     return random_llama(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT)
 
 
-@pytest.fixture(scope="module")
-def server(model, tokenizer):
-    with serve(model, tokenizer, name="tiny") as server:
+@pytest.fixture(scope="module", params=["the course's engine", "that of lesson 17"])
+def server(request, model, tokenizer):
+    """All that is asked of a server holds whoever wrote the engine."""
+    engine = None
+    if request.param == "that of lesson 17":
+        kind = engine_of_the_lesson()
+        engine = kind(model, tokenizer, blocks=64, token_budget=64, max_batch=8)
+    with serve_engine(ModelEngine(model, tokenizer, "tiny", engine)) as server:
         yield server
+
+
+def engine_of_the_lesson():
+    """The class that a learner has written at the end of lesson 17."""
+    mine = running.load(SOLUTIONS / "17_serve_it.ipynb").exercises
+    parts = {name: mine[name] for name in ("BlockAllocator", "PrefixCache")}
+    return type("Mine", (mine["Engine"],), {**parts, "Scheduler": mine["Scheduler"]})
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +270,28 @@ def test_gpt2_with_its_absolute_positions_gives_the_text_of_generate(tokenizer):
             expected = local_text(model, tokenizer, **options)
             request = options or {"temperature": 0}
             assert text_of(chat(server, max_tokens=24, **request)) == expected
+
+
+def test_on_the_kernels_it_is_the_text_of_generate(model, tokenizer):
+    with serve(model, tokenizer, kernels=True) as server:
+        for options in ({"seed": 3}, {"seed": 4, "top_k": 5}, {}):
+            expected = local_text(model, tokenizer, **options)
+            request = {"max_tokens": 24, **(options or {"temperature": 0})}
+            assert text_of(chat(server, **request)) == expected
+            assert streamed_text(chunks_of(server, **request)) == expected
+
+
+def test_the_command_says_which_model_the_kernels_do_not_know(monkeypatch, tokenizer):
+    import tiny_models.loading
+    from tiny_models.server import main
+
+    gpt2 = random_gpt2(vocab_size=len(tokenizer))
+    monkeypatch.setattr(tiny_models.loading, "load", lambda name: (gpt2, tokenizer))
+    monkeypatch.setattr(sys, "argv", ["server", "--port", "0", "--kernels"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert "The kernels of lesson 14 know Llama models" in str(caught.value)
+    assert "this is a gpt2" in str(caught.value)
 
 
 def test_an_eos_sampled_in_the_middle_ends_the_text_as_in_generate(

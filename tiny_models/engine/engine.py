@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
+from tiny_models.engine import guessing
 from tiny_models.engine.blocks import BlockAllocator, PrefixCache
-from tiny_models.engine.memory import KeyValueStore, Row, layer_kinds, run
+from tiny_models.engine.guessing import ngram_draft
+from tiny_models.engine.memory import Row, TorchRunner, layer_kinds
 from tiny_models.engine.request import Output, Request, State
 from tiny_models.engine.sampling import Sampler, Sampling, eos_token_ids
 from tiny_models.engine.scheduler import Plan, Scheduler
@@ -20,7 +22,11 @@ class Engine:
     model: a causal language model of `transformers` whose memory is keys and values.
     blocks, block_size: the KV cache. token_budget: tokens in a step; less of them keep
     the steps short while a prompt is read. max_batch: requests that run at once, at
-    most token_budget.
+    most token_budget. kernels: whether those of lesson 14 do the arithmetic, instead of
+    the model: for Llama models, on a CPU, with a block_size that 16 divides. Of the
+    course's own model they read the 4-bit blocks. The first time they are compiled,
+    which takes seconds. Raises NotSupported, a ValueError, for a model that they do not
+    know.
 
     The ids of a request do not depend on who else is there, but for the last digits of
     the logits: greedy they are those of `generate`, sampled those of `generate` after
@@ -29,6 +35,7 @@ class Engine:
 
     # The parts of which it is made. Others with the same methods may take their places.
     BlockAllocator, PrefixCache, Scheduler = BlockAllocator, PrefixCache, Scheduler
+    draft = staticmethod(ngram_draft)
 
     def __init__(
         self,
@@ -39,6 +46,7 @@ class Engine:
         block_size: int = 16,
         token_budget: int = 256,
         max_batch: int = 32,
+        kernels: bool = False,
     ):
         layer_kinds(model.config)
         self._model, self._tokenizer = model, tokenizer
@@ -48,11 +56,22 @@ class Engine:
         self.scheduler = self.Scheduler(
             self.allocator, self.prefix_cache, token_budget, max_batch
         )
-        self._store = KeyValueStore(blocks, block_size)
+        if kernels:
+            self._runner = self.compiled(blocks, block_size, token_budget)
+        else:
+            self._runner = TorchRunner(model, blocks, block_size)
         self._ids = itertools.count()
         # Each request's answers that have not ended. Before its prompt is read there is
         # one of them, whatever n is.
         self._answers: dict[int, list[Request]] = {}
+
+    def compiled(self, blocks: int, size: int, tokens: int):
+        """What runs the model on the kernels."""
+        # Here, since numba takes a while, and not every machine has it.
+        from tiny_models.engine.compiled import KernelRunner
+        from tiny_models.kernels import weights_of
+
+        return KernelRunner(weights_of(self._model), blocks, size, tokens)
 
     @property
     def idle(self) -> bool:
@@ -89,9 +108,15 @@ class Engine:
         """Run the model once for all whose turn it is. Returns the new tokens."""
         plan = self.scheduler.schedule()
         for old, new in plan.copies:
-            self._store.copy(old, new)
-        logits = run(self._model, self._store, self.rows(plan))
-        return self.postprocess(plan, logits)
+            self._runner.copy(old, new)
+        budget, size = self.scheduler.token_budget, self.allocator.size
+        guesses = guessing.guesses(plan, self.draft, budget, size)
+        rows = map(guessing.longer, self.rows(plan), guesses)
+        logits = self._runner.run(list(rows))
+        outputs = self.postprocess(plan, list(map(guessing.first, logits, guesses)))
+        for (request, _), some, guess in zip(plan.work, logits, guesses, strict=True):
+            outputs += self.follow(request, some, guess)
+        return outputs
 
     def _request(
         self, request_id: int, choice: int, ids: list[int], sampling: Sampling
@@ -99,7 +124,7 @@ class Engine:
         constraint = None
         if sampling.format is not None:
             constraint = Constraint(sampling.format, self._tokenizer, self._eos_ids)
-        sampler = Sampler(sampling, choice, self._model.device, constraint)
+        sampler = Sampler(sampling, choice, self._runner.device, constraint)
         writer = Writer(self._tokenizer, self._eos_ids, sampling)
         return Request(request_id, choice, ids, sampling, sampler, writer, len(ids))
 
@@ -147,6 +172,17 @@ class Engine:
             answers.append(self._request(request.id, choice, ids, request.sampling))
             self.scheduler.fork(request, answers[-1])
         return [one for one in answers if one.state is State.RUNNING]
+
+    def follow(self, request: Request, logits, guess: list[int]) -> list[Output]:
+        """The tokens behind one that was guessed, as far as the guess was right."""
+        outputs = []
+        for n, token in enumerate(guess, start=1):
+            if request.state is not State.RUNNING or request.ids[-1] != token:
+                break  # what stands behind it in its block will be overwritten
+            request.computed += 1
+            self.register(request)
+            outputs.append(self.sample(request, logits[n]))
+        return outputs
 
     def sample(self, request: Request, logits: torch.Tensor) -> Output:
         """One token more. logits: (vocab,) float32."""

@@ -1,4 +1,8 @@
-"""The keys and values of all blocks, and how a model reads and writes them."""
+"""The keys and values of all blocks, and how a model reads and writes them.
+
+A runner is what an engine calculates with: `run(rows)` and `copy(old, new)`, as here of
+`TorchRunner`, and `device`, where its logits are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +15,13 @@ PADDING = 32  # computing so many positions for nothing costs as much as a secon
 @dataclass(frozen=True)
 class Row:
     """One request's part of a forward pass: ids (the new ones), that stand behind
-    `computed` tokens, in `blocks`. wanted: whether the last logits are."""
+    `computed` tokens, in `blocks`. wanted: of how many of them, the last ones, the
+    logits are; True is 1."""
 
     ids: Sequence[int]
     computed: int
     blocks: Sequence[int]
-    wanted: bool
+    wanted: int
 
 
 class KeyValueStore:
@@ -108,11 +113,29 @@ class StepCache:
         return self.seen, 0
 
 
+class TorchRunner:
+    """Any model of `transformers`, by its own forward pass."""
+
+    def __init__(self, model, blocks: int, size: int):
+        self._model, self._store = model, KeyValueStore(blocks, size)
+        self.device = model.device
+
+    def run(self, rows: list[Row]) -> list[torch.Tensor | None]:
+        """The logits of each row that are wanted, float32: (vocab,) of one token,
+        (wanted, vocab) of more, None of none. They are valid until the next call."""
+        return run(self._model, self._store, rows)
+
+    def copy(self, old: int, new: int) -> None:
+        """Block `new` gets what is in block `old`."""
+        self._store.copy(old, new)
+
+
 @torch.no_grad()
 def run(model, store: KeyValueStore, rows: list[Row]) -> list[torch.Tensor | None]:
     """Run the rows through the model, in as few passes as padding allows.
 
-    Returns each row's last logits, (vocab,) float32, or None where not wanted.
+    Returns the logits of each row that are wanted, float32: (vocab,) of one token,
+    (wanted, vocab) of more, None of none.
     """
     logits: list[torch.Tensor | None] = [None] * len(rows)
     for group in groups([len(row.ids) for row in rows]):
@@ -144,7 +167,8 @@ def forward(model, store: KeyValueStore, rows: list[Row]) -> list[torch.Tensor |
         [row.computed + min(n, len(row.ids) - 1) for n in range(width)] for row in rows
     ]
     positions = torch.tensor(positions, device=device)
-    last = sorted({len(row.ids) - 1 for row in rows if row.wanted}) or [width - 1]
+    asked = [range(len(row.ids) - row.wanted, len(row.ids)) for row in rows]
+    last = sorted(set().union(*asked)) or [width - 1]
     keep = 1 if last == [width - 1] else torch.tensor(last, device=device)
     output = model(
         input_ids=torch.tensor(ids, device=device),
@@ -154,10 +178,11 @@ def forward(model, store: KeyValueStore, rows: list[Row]) -> list[torch.Tensor |
         use_cache=True,
         logits_to_keep=keep,
     )
-    return [
-        output.logits[i, last.index(len(row.ids) - 1)].float() if row.wanted else None
-        for i, row in enumerate(rows)
-    ]
+    found = []
+    for i, places in enumerate(asked):
+        at = [last.index(place) for place in places]
+        found.append(output.logits[i, at[0] : at[-1] + 1].float() if at else None)
+    return [x[0] if row.wanted == 1 else x for x, row in zip(found, rows, strict=True)]
 
 
 def attention_mask(

@@ -36,6 +36,8 @@ class Sampling:
     frequency_penalty, presence_penalty: as in the OpenAI API, over the new tokens.
     n: how many answers; answer i has the seed + i.
     format: what the text must match when it ends by itself; None is any.
+    guesses: the most tokens to guess in a step, from what stood behind the same ones
+    before (lesson 13). They change when tokens come, not which.
     """
 
     max_tokens: int
@@ -51,6 +53,7 @@ class Sampling:
     min_p: float = 0.0
     n: int = 1
     format: Regex | None = None
+    guesses: int = 0
 
 
 class Sampler:
@@ -75,12 +78,20 @@ class Sampler:
 
     def pick(self, new_ids: list[int], logits: torch.Tensor) -> int:
         """new_ids: what the answer holds. logits: (1, vocab) float32."""
+        if self._greedy and not self._processors:
+            return _argmax(logits)
         new = torch.tensor([new_ids], dtype=torch.long, device=logits.device)
         scores = self._processors(new, logits)
         if self._greedy:
-            return scores.argmax(dim=-1).item()
+            return _argmax(scores)
         probs = scores.softmax(dim=-1)
         return torch.multinomial(probs, 1, generator=self._generator).item()
+
+
+def _argmax(scores: torch.Tensor) -> int:
+    # numpy is faster for one row, and wakes no threads.
+    on_cpu = scores.device.type == "cpu"
+    return int(scores.numpy().argmax() if on_cpu else scores.argmax())
 
 
 def eos_token_ids(model, tokenizer) -> set[int]:

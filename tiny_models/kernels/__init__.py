@@ -13,7 +13,8 @@ compiler on the machine.
     layers      norms, SiLU, rotary positions
     attention   of the heads that share keys
     step        the forward pass, made of these
-    decoder     `Decoder`: checks, threads, greedy decoding
+    forward     the step with its threads
+    decoder     `Decoder`: checks, greedy decoding
     reading     weights from a GGUF file or from a model
     caches      keys and values
     lookup      prompt lookup on top
@@ -22,6 +23,7 @@ compiler on the machine.
 
 from tiny_models.kernels.caches import Cache, new_cache
 from tiny_models.kernels.decoder import Decoder
+from tiny_models.kernels.forward import Forward
 from tiny_models.kernels.lookup import generate_with_lookup
 from tiny_models.kernels.reading import (
     NotSupported,
@@ -29,11 +31,13 @@ from tiny_models.kernels.reading import (
     as_they_are,
     read_gguf,
     read_model,
+    weights_of,
 )
 
 __all__ = [
     "Cache",
     "Decoder",
+    "Forward",
     "NotSupported",
     "Weights",
     "as_they_are",
@@ -41,4 +45,5 @@ __all__ = [
     "new_cache",
     "read_gguf",
     "read_model",
+    "weights_of",
 ]

@@ -26,22 +26,22 @@ def new_cache(weights: Weights, positions: int) -> Cache:
 
 
 class Blocks(NamedTuple):
-    """The caches of several sequences, for `step`.
+    """Keys and values in blocks of `size` positions, for `step`.
 
-    k (layers, slots, kv_heads, positions / N, head_size, N): a vector holds one number
-    of the keys at N neighbouring positions. v (layers, slots, kv_heads, positions,
-    head_size rounded up to a multiple of N).
+    k (layers, blocks, kv_heads, size / N, head_size, N): a vector holds one number of
+    the keys at N neighbouring positions. v (layers, blocks, kv_heads, size, head_size
+    rounded up to a multiple of N).
     """
 
     k: np.ndarray
     v: np.ndarray
 
 
-def new_blocks(shape: Shape, slots: int, positions: int) -> Blocks:
+def new_blocks(shape: Shape, number: int, size: int) -> Blocks:
     """Empty ones."""
-    blocks, wide = -(-positions // N), -(-shape.head_size // N) * N
-    rows = shape.layers, slots, shape.kv_heads
+    vectors, wide = -(-size // N), -(-shape.head_size // N) * N
+    rows = shape.layers, number, shape.kv_heads
     return Blocks(
-        np.zeros((*rows, blocks, shape.head_size, N), np.float32),
-        np.zeros((*rows, positions, wide), np.float32),
+        np.zeros((*rows, vectors, shape.head_size, N), np.float32),
+        np.zeros((*rows, size, wide), np.float32),
     )

@@ -62,9 +62,24 @@ class Own(NamedTuple):
 
 @outer
 def step(
-    me, threads, w, cache, b, own, barrier, ids, slots, places, first, like, group
+    me,
+    threads,
+    w,
+    cache,
+    b,
+    own,
+    barrier,
+    ids,
+    slots,
+    places,
+    tables,
+    first,
+    like,
+    group,
 ):
     """Tokens ids go through the model, token t at places[t] of sequence slots[t].
+
+    The keys and values of a sequence are in the blocks tables[slot] of the cache.
 
     The logits of tokens first, first + 1, ... are in b.logits afterwards, and the place
     of the largest in each thread's share of them in b.best. like and group: tuples of
@@ -72,7 +87,7 @@ def step(
     """
     tokens, kv = len(ids), w.kv_heads
     group_size = w.heads // kv
-    size = 2 * w.cos.shape[1]
+    size, room = 2 * w.cos.shape[1], cache.v.shape[3]
     x, h, act = own.x[:tokens], own.h[:tokens], own.act[:tokens]
     y, qkv, gate_up = b.y[:tokens], b.qkv[:tokens], b.gate_up[:tokens]
     attended = b.attended[:tokens]
@@ -88,25 +103,26 @@ def step(
         mine = range(tokens * kv * me // threads, tokens * kv * (me + 1) // threads)
         for i in mine:
             t, g = i // kv, i % kv
-            place, slot = places[t], slots[t]
+            place = places[t]
+            block, here = tables[slots[t], place // room], place % room
             at = (w.heads + g) * size
             rotate(qkv[t, at : at + size], w.cos[place], w.sin[place], own.k[0])
-            k = cache.k[layer, slot, g, place // N]
+            k = cache.k[layer, block, g, here // N]
             for j in range(size):
-                k[j, place % N] = own.k[0, j]
+                k[j, here % N] = own.k[0, j]
             at = (w.heads + kv + g) * size
-            cache.v[layer, slot, g, place, :size] = qkv[t, at : at + size]
+            cache.v[layer, block, g, here, :size] = qkv[t, at : at + size]
         if tokens > 1:  # they may look at each other
             turn = wait(barrier, turn, threads)
         # 3. Attention
         for i in mine:
             t, g = i // kv, i % kv
-            place, slot = places[t], slots[t]
+            place, table = places[t], tables[slots[t]]
             for n in range(group_size):
                 at = (g * group_size + n) * size
                 rotate(qkv[t, at : at + size], w.cos[place], w.sin[place], own.q[n])
-            keys, values = cache.k[layer, slot, g], cache.v[layer, slot, g]
-            attend(own.q, keys, values, place + 1, own.scores, own.out, group)
+            keys, values = cache.k[layer], cache.v[layer]
+            attend(own.q, keys, values, g, table, place + 1, own.scores, own.out, group)
             for n in range(group_size):
                 at = (g * group_size + n) * size
                 attended[t, at : at + size] = own.out[n, :size]

@@ -11,6 +11,9 @@ not count. Choice i of a request with seed s is the text of
     torch.manual_seed(s + i)
     model.generate(..., do_sample=True, temperature=..., top_p=..., top_k=...)
 
+With `serve(model, tokenizer, kernels=True)` the kernels of lesson 14 do the arithmetic,
+many times faster; the command has --kernels.
+
 Requests are read in `request`, checked against the model in `sampling`, answered in
 `answers`; `app` has the routes. They know an engine only by `interface`.
 

@@ -28,12 +28,20 @@ class ModelEngine:
     """A model, its tokenizer and the one thread on which they work: an `Engine` of the
     server around one of `tiny_models.engine`.
 
-    engine: one whose steps are used; by default a new one. Between two steps its thread
+    engine: one whose steps are used; by default a new one, with the arithmetic of
+    lesson 14's kernels if `kernels` says so. Between two steps its thread
     does what was asked of it meanwhile. It takes the next step when one of the answers'
     readers has dealt with the last.
     """
 
-    def __init__(self, model, tokenizer, name: str | None = None, engine=None):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        name: str | None = None,
+        engine=None,
+        kernels: bool = False,
+    ):
         self.name = name or model_name(model)
         # A tokenizer that encodes in two threads at once fails ("Already borrowed"), so
         # the owner keeps theirs.
@@ -51,6 +59,7 @@ class ModelEngine:
             self._tokenizer,
             blocks=-(-(self.context + SPARE) // BLOCK),
             block_size=BLOCK,
+            kernels=kernels,
         )
         self._metrics = Metrics(self._engine)
         self._readers: dict[int, _Reader] = {}  # by the engine's request ids
