@@ -10,7 +10,8 @@
 # # 12 · Constrained decoding
 #
 # **After this lesson you can force any format that a regular expression or a JSON schema
-# describes, as fast as a server does it, and you know what that does to the distribution.**
+# describes, by the means that make it fast in a server, and you know what that does to the
+# distribution.**
 #
 # You write: `choice_mask`, `accepts_empty`, `derive`, `Automaton`, `token_mask`, `TokenTrie`,
 # `constrained_decode`, `schema_to_regex`, `forced_bytes` and `true_conditional`.
@@ -561,6 +562,9 @@ fast[eos_id] = quoted.accepting(state)
 print("the same mask:", fast.equal(mask))
 
 # %% [markdown]
+# The first visit may still take longer than a token: here nearly every token fits, so nearly
+# every path is walked, in Python. The libraries of servers do the same in Rust or C++.
+#
 # ## 5. The loop
 #
 # What is left is the loop of lesson 07, with a mask in it and a state beside it. Three things
@@ -861,8 +865,9 @@ plt.show()
 
 # %% [markdown]
 # A mask cannot make a text fit into a budget. What is cut is not valid, whichever way it was
-# written. So look at `finished`. An API says it by another name: `finish_reason` is `length`
-# there, not `stop`.
+# written. (Of the free ones none is valid at any length: in the one about Paris, above, the
+# capital is a name, not true or false.) So look at `finished`. An API says it by another name:
+# `finish_reason` is `length` there, not `stop`.
 #
 # ## 7. What is forced
 #
@@ -905,13 +910,12 @@ def forced_bytes(automaton: "Automaton", state: Hashable) -> bytes:
 check(forced_bytes)
 
 # %% tags=["nbval-check-output"]
+text = json.dumps({"city": "Paris", "country": "France", "capital": True})
 state, told = automaton.start, []
-for byte in json.dumps(
-    {"city": "Paris", "country": "France", "capital": True}
-).encode():
+for byte in text.encode():
     told.append("^" if forced_bytes(automaton, state) else " ")
     state = automaton.step(state, byte)
-print(json.dumps({"city": "Paris", "country": "France", "capital": True}))
+print(text)
 print("".join(told), f"\n{told.count('^')} of {len(told)} bytes are forced")
 
 # %% [markdown]
@@ -986,7 +990,7 @@ for name, space in (("any", r"[ \n\t]*"), ("two at most", r"[ \n\t]{0,2}")):
 
 # %% [markdown]
 # The model wants to write a poem. No token of a poem is allowed. Of what is allowed, a line end
-# is likeliest, and after thirty of them one more is likelier still (lesson 08). Nothing forces it
+# is likeliest, and after twenty of them one more is likelier still (lesson 08). Nothing forces it
 # to close the bracket. It would go on to the end of any budget. OpenAI's own documentation
 # warns of this "unending stream of whitespace".
 #
@@ -1069,10 +1073,7 @@ check(true_conditional)
 
 # %% tags=["nbval-check-output"]
 toy = ScriptedModel(lambda ids: torch.tensor([0.1, 0.9]).log().expand(*ids.shape, 2))
-digits, start = (
-    [b"0", b"1", b""],
-    torch.tensor([[0]]),
-)  # EOS, the last one, plays no part
+digits, start = [b"0", b"1", b""], torch.tensor([[0]])  # the last is EOS, not used
 odd = Automaton("0[01]{3}|1000")
 true = true_conditional(toy, start, odd, digits, 4)
 
@@ -1101,8 +1102,9 @@ for text, chance in true.items():
 # conditional does.
 #
 # The cure is in the numbers that the mask throws away. At each step, note the probability of
-# all that is allowed (the *kept mass*). Their product over a text is its *weight*: exactly
-# what the text's probability under the mask has too much. Two ways to use it:
+# all that is allowed (the *kept mass*). Their product over a text is its *weight*. The
+# probability under the mask, times the weight, is the model's own probability of the text. Two
+# ways to use it:
 #
 # - Accept a text with a probability of its weight, otherwise begin anew: *rejection
 #   sampling*. What is accepted has the true distribution.
@@ -1168,9 +1170,9 @@ plt.show()
 # | regular expression | none | the same | `regex` | `regex` | `grammar` |
 # | JSON schema | `response_format` | the same | `json` | `json_schema` | `json_schema` |
 # | grammar | none | the same | `grammar` | `ebnf` | `grammar` (GBNF) |
-# | white space | not published | yours to decide | `whitespace_pattern` | set for the server | set by it |
+# | white space | not published | yours to decide | `whitespace_pattern` | set for the server | fixed |
 #
-# SGLang is told when it starts, `--constrained-json-whitespace-pattern` or
+# SGLang's server is told when it starts, by `--constrained-json-whitespace-pattern` or
 # `--constrained-json-disable-any-whitespace`, depending on the engine. llama.cpp's grammar
 # bounds it: one space, or one or two line ends with up to 20 spaces or tabs, or none.
 #

@@ -744,7 +744,9 @@ def test_a_text_worked_by_hand(constrained_decode, new, wanted, ends):
     )
     hint = ""
     if isinstance(ids, torch.Tensor) and ids.shape == (1, 3 + len(wanted) - 1) and ends:
-        hint = "The EOS that ended the text belongs to it, as in generate."
+        hint = "After ab the text may end: EOS is allowed there, and nothing else is."
+        if finished is True:
+            hint = "The EOS that ended the text belongs to it, as in generate."
     expect.same_ids(ids, torch.tensor([[*PROMPT[0], *wanted]]), call, hint=hint)
     hint = "Only an EOS that was picked ends a text."
     expect.value(finished, ends, f"`finished` of {call}", hint)

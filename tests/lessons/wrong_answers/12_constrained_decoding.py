@@ -742,7 +742,7 @@ def eos_may_always_be_picked(*arguments):
     return loop(*arguments, eos_where=lambda automaton, state: True)
 
 
-@wrong("constrained_decode", HAND, "not")
+@wrong("constrained_decode", HAND, "EOS is allowed there")
 def eos_is_never_allowed(*arguments):
     """The trie's mask as it is: the text never ends."""
     return loop(*arguments, eos_where=lambda automaton, state: False)
