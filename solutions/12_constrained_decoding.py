@@ -456,8 +456,7 @@ for (start, end), some in edges.items():
     ax.annotate("", (to_x, to_y), (x, y), arrowprops=arrow)
     middle = (0.5 * (x + to_x), 0.5 * (y + to_y))
     text = " ".join(map(chr, some))
-    box = {"color": "white", "pad": 1}
-    ax.annotate(text, middle, ha="center", va="center", bbox=box)
+    ax.annotate(text, middle, ha="center", va="center", backgroundcolor="white")
 ax.set(xlim=(-0.5, 4.5), ylim=(-1.5, 1.5))
 ax.axis("off")
 plt.show()
