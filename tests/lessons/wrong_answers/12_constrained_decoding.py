@@ -266,6 +266,14 @@ def nodes_made_by_hand(regex, byte):
     return go(regex, byte)
 
 
+@wrong("derive", "test_what_cannot_begin_so_leaves_nothing", "build it with `either`")
+def a_choice_made_by_hand(regex, byte):
+    """Either(...) in place of either(...): a choice of nothing is left."""
+    if isinstance(regex, Either):
+        return Either(frozenset(derive_(option, byte) for option in regex.options))
+    return derive_(regex, byte)
+
+
 @wrong("derive", DERIVED, "should be [bc], not b")
 def the_first_option_that_fits(regex, byte):
     """Takes one option of a choice and forgets the others."""
@@ -326,6 +334,22 @@ class ForgetsItsSteps(Automaton_):
     def step(self, state, byte):
         after = derive_(state, byte)
         return None if after == NOTHING else after
+
+
+@wrong("Automaton", "test_no_step_is_computed_twice", "None as well")
+class ForgetsWhatIsDead(Automaton_):
+    """Takes a remembered None for nothing remembered."""
+
+    def __init__(self, pattern):
+        super().__init__(pattern)
+        self.table = {}
+
+    def step(self, state, byte):
+        after = self.table.get((state, byte))
+        if after is None:
+            after = derive_(state, byte)
+            after = self.table[state, byte] = None if after == NOTHING else after
+        return after
 
 
 @wrong(
@@ -578,6 +602,38 @@ class RemembersTheLastStateOnly(TokenTrie_):
         return super().mask(automaton, state)
 
 
+@wrong("TokenTrie", "test_automata_in_turns_are_all_remembered", "took")
+class RemembersTheLastAutomatonOnly(TokenTrie_):
+    """All its states are kept, until another automaton comes."""
+
+    def mask(self, automaton, state):
+        if not any(known is automaton for known, _ in self.known):
+            self.known.clear()
+        return super().mask(automaton, state)
+
+
+@wrong("TokenTrie", "test_a_trie_reads_on_in_any_state_but_none", "should allow token")
+class FalseForNone:
+    """Asks `if state`, which the state 0 does not pass."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary, self.tokens = vocabulary, sorted(set(vocabulary) - {b""})
+        self.known = {}
+
+    def mask(self, automaton, state):
+        if (automaton, state) not in self.known:
+            reached = {b"": state}
+            beginnings = {t[:n] for t in self.tokens for n in range(1, len(t) + 1)}
+            for text in sorted(beginnings):
+                if text[:-1] in reached:
+                    after = automaton.step(reached[text[:-1]], text[-1])
+                    if after:
+                        reached[text] = after
+            self.known[automaton, state] = [t in reached for t in self.vocabulary]
+        mask = torch.tensor(self.known[automaton, state], dtype=torch.bool)
+        return mask & torch.tensor([bool(t) for t in self.vocabulary])
+
+
 @wrong(
     "TokenTrie",
     "test_an_automaton_that_is_gone_is_not_mixed_up_with_a_new_one",
@@ -686,7 +742,7 @@ def eos_may_always_be_picked(*arguments):
     return loop(*arguments, eos_where=lambda automaton, state: True)
 
 
-@wrong("constrained_decode", HAND, "not")
+@wrong("constrained_decode", HAND, "EOS is allowed there")
 def eos_is_never_allowed(*arguments):
     """The trie's mask as it is: the text never ends."""
     return loop(*arguments, eos_where=lambda automaton, state: False)
@@ -969,6 +1025,19 @@ def forced_from_the_start(automaton, state):
     return forced(automaton, automaton.start)
 
 
+@wrong("forced_bytes", "test_forced_bytes_go_on_in_any_state_but_none", "None is dead")
+def a_state_of_zero_is_dead(automaton, state):
+    """Asks `if automaton.step(...)`, which the state 0 does not pass."""
+    found = b""
+    while not automaton.accepting(state):
+        possible = [x for x in range(256) if automaton.step(state, x)]
+        if len(possible) != 1:
+            break
+        found += bytes(possible)
+        state = automaton.step(state, possible[0])
+    return found
+
+
 # --- true_conditional -----------------------------------------------------------------
 
 
@@ -1020,6 +1089,35 @@ def masked_at_each_step(model, ids, automaton, vocabulary, length):
             total += of_those[on.index(text[place])]
         result[text] = float(torch.as_tensor(total).exp())
     return result
+
+
+@wrong("true_conditional", "test_a_slow_sum_gives_the_same", "its whole vocabulary")
+def without_the_special_tokens(model, ids, automaton, vocabulary, length):
+    """The softmax of those tokens alone that have bytes."""
+    texts = list(accepted(automaton, vocabulary, length))
+    if not texts:
+        raise ValueError("none")
+    logits, new = rows(model, ids, texts)
+    special = [i for i, token in enumerate(vocabulary) if not token]
+    logits = logits.index_fill(-1, torch.tensor(special, dtype=torch.long), -INF)
+    scores = logits.log_softmax(-1).gather(-1, new).sum((1, 2))
+    return dict(zip(texts, scores.softmax(0).tolist(), strict=True))
+
+
+@wrong("true_conditional", "test_texts_may_end_in_any_state_but_none", "None is dead")
+def ends_where_the_state_is_true(model, ids, automaton, vocabulary, length):
+    """Asks `if state`, which the state 0 does not pass."""
+    all_of_them = true_conditional_(model, ids, automaton, vocabulary, length)
+    kept = {}
+    for text, chance in all_of_them.items():
+        state = automaton.start
+        for byte in b"".join(vocabulary[i] for i in text):
+            state = automaton.step(state, byte)
+        if state:
+            kept[text] = chance
+    if not kept:
+        kept = dict.fromkeys(itertools.islice(all_of_them, 1), 1.0)
+    return {text: chance / sum(kept.values()) for text, chance in kept.items()}
 
 
 @wrong("true_conditional", "test_only_the_given_length_counts", "should have the texts")
