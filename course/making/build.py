@@ -203,6 +203,8 @@ def executed(notebook):
 
 def stamped(notebook, source: Path, language: str = ""):
     notebook.metadata[STAMP] = {"source": digest_of_source(source, language)}
+    if language:
+        notebook.metadata[STAMP]["language"] = language
     notebook.metadata[STAMP]["content"] = digest_of_content(notebook)
     return notebook
 
