@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from course.paths import LANGUAGES, ROOT
+from course.paths import CODE, LANGUAGES
 
-CATALOGS = ROOT / "course" / "translations"
+CATALOGS = CODE / "translations"
 IN_CODE = {"zh_CN": "**代码里的英文说明**，意思是："}  # above a docstring in a card
 
 _FENCE = re.compile(r" *(```|~~~)")
