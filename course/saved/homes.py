@@ -62,8 +62,10 @@ def is_home(folder: Path) -> bool:
 
 def language_of(path: Path) -> str:
     """The language in which a notebook was built; "" for the course's own."""
-    language = _stamped(path) if INSTALLED else path.parent.name
-    return language if language in languages.languages_of(which.lesson_at(path)) else ""
+    language, lesson = path.parent.name, path.stem
+    if INSTALLED:
+        language, lesson = _stamped(path), which.lesson_at(path)
+    return language if language in languages.languages_of(lesson) else ""
 
 
 def _stamped(path: Path) -> str:
