@@ -7,6 +7,8 @@ import importlib.util
 import os
 import sys
 
+from course.paths import COMMAND, INSTALLED
+
 # command: (module, function, what it does). The module is imported when its command is
 # called. Those of the second table parse their own arguments.
 LEARNERS = {
@@ -53,7 +55,11 @@ def others() -> dict:
     """The commands for teachers and maintainers that are there."""
     found = {}
     for command, (module, told) in OTHERS.items():
-        if importlib.util.find_spec(module) is not None:
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # a wheel has nothing of their rooms
+            there = False
+        if there:
             found[command] = (module, told)
     return found
 
@@ -100,12 +106,18 @@ def parser() -> argparse.ArgumentParser:
     """Of all commands. What teachers and maintainers use is listed, and parsed by its
     own module."""
     lines = [f"  {name:<10} {told}" for name, (_, told) in others().items()]
+    more = (
+        "for teachers and maintainers:\n  teach      add the tools that these need\n"
+        + "\n".join(lines)
+        + "\n\n"
+    )
     whole = argparse.ArgumentParser(
-        prog="python start.py",
-        description="Without a command: opens the lessons in JupyterLab.",
-        epilog="for teachers and maintainers:\n"
-        "  teach      add the tools that these need\n" + "\n".join(lines) + "\n\n"
-        "Each says more with --help, for example: python start.py check --help",
+        prog=COMMAND,
+        description="The notebooks meant are those in this folder."
+        if INSTALLED
+        else "Without a command: opens the lessons in JupyterLab.",
+        epilog=("" if INSTALLED else more)
+        + f"Each says more with --help, for example: {COMMAND} check --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = whole.add_subparsers(
@@ -116,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=told,
             description=f"{told[0].upper()}{told[1:]}.",
-            prog=f"python start.py {name}",
+            prog=f"{COMMAND} {name}",
         )
         for name, told in LEARNERS.items()
     }

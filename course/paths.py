@@ -1,13 +1,27 @@
-"""Where things are in the repository."""
+"""Where things are: in the repository, or where pip has put the course.
+
+A wheel has the packages, and in course/_data what else of the repository a lesson needs
+(see course.making.wheel). There is no folder lessons/ then: the learner's notebooks lie
+where they work, in the folder in which Python was started.
+"""
 
 import re
 from functools import lru_cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-LESSONS = ROOT / "lessons"
+CODE = Path(__file__).resolve().parent  # the package `course`
+DATA = CODE / "_data"
+INSTALLED = DATA.is_dir()
+ROOT = DATA if INSTALLED else CODE.parent
+HOME = Path.cwd() if INSTALLED else ROOT  # where the learner's files are
+LESSONS = HOME if INSTALLED else ROOT / "lessons"
+COMMAND = "python -m course" if INSTALLED else "python start.py"
 SOLUTIONS = ROOT / "solutions"
 TESTS = ROOT / "tests" / "lessons"
+# Where the project is published. `update` and each notebook's first cell name it: after
+# a change, `python start.py build --prose`.
+ADDRESS = "https://github.com/OWNER/token-by-token"
+PIP = f"pip install token-by-token@git+{ADDRESS}"
 LANGUAGES = ("zh_CN",)  # besides English; their notebooks are in lessons/zh_CN/
 
 
@@ -31,8 +45,9 @@ def exercise_names(lesson: str) -> tuple[str, ...]:
 
 
 def shown(path: Path) -> str:
-    """A path as a reader should see it: relative to the repository where possible."""
+    """A path as a reader should see it: relative to the repository, or to the folder in
+    which one works with the course installed, where possible."""
     path = Path(path)
-    if path.is_relative_to(ROOT):
-        return path.relative_to(ROOT).as_posix()
+    if path.is_relative_to(HOME):
+        return path.relative_to(HOME).as_posix()
     return path.name

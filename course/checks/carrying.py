@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from course.checks import checking, explain, notebook, plugin, running
-from course.paths import SOLUTIONS, lesson_names, shown, tests_of
+from course.paths import INSTALLED, SOLUTIONS, lesson_names, shown, tests_of
 from course.saved import homes
 
 REASONS = {
@@ -40,6 +40,8 @@ def carry(name: str):
         mine, why = None, REASONS[explain.TO_DO]
     except notebook.NotebookProblem as problem:
         mine, why = None, str(problem)
+        if INSTALLED and not saved.exists():
+            why = f"{saved.name} is not in this folder"
     if why is None:
         print(f"{name}: your own, from {shown(saved)}")
         return mine

@@ -13,7 +13,7 @@ import torch
 
 from course.checks.expect import HINT, show
 from course.checks.limits import TimeLimit
-from course.paths import ROOT, exercise_names, lesson_names
+from course.paths import CODE, ROOT, exercise_names, lesson_names
 from course.saved.states import DONE, TO_DO, WRONG
 
 NOT_TRIED = "not tried, since an earlier check did not end"
@@ -24,9 +24,9 @@ ENDED = " ended in "  # between a call and the error that it raised
 
 # Code under these is not the learner's.
 _OTHERS = (
-    str(ROOT / "course"),
+    str(CODE),
+    str(CODE.parent / "tiny_models"),
     str(ROOT / "tests"),
-    str(ROOT / "tiny_models"),
     sysconfig.get_paths()["stdlib"],
     sysconfig.get_paths()["purelib"],
     sysconfig.get_paths()["platlib"],

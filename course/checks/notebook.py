@@ -13,7 +13,7 @@ from pathlib import Path
 
 from course.checks import cells
 from course.kit.quickly import nbformat
-from course.paths import SOLUTIONS, exercise_names, shown
+from course.paths import COMMAND, SOLUTIONS, exercise_names, shown
 from course.saved.which import text_of
 
 
@@ -38,7 +38,7 @@ def read(path: Path):
         raise NotebookProblem(
             f"{shown(path)} is not a valid notebook ({reason}). Was it saved halfway, "
             "or edited as text? Save it again from Jupyter, or get the lesson back as "
-            f"it came: `python start.py reset {path.stem[:2]}`, which keeps a backup."
+            f"it came: `{COMMAND} reset {path.stem[:2]}`, which keeps a backup."
         ) from None
 
 

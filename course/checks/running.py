@@ -17,7 +17,7 @@ from course.checks import cells, explain, notebook
 from course.checks.limits import TimeLimit, time_limit
 from course.checks.notebook import cell_shown
 from course.checks.pristine import state_put_back
-from course.paths import SOLUTIONS, exercise_names, shown
+from course.paths import COMMAND, SOLUTIONS, exercise_names, shown
 from course.saved import which
 
 # The lesson whose saved notebook is being run or checked, else "". `carry` then gives
@@ -48,8 +48,7 @@ class Loaded:
         where = shown(self.path)
         raise notebook.NotebookProblem(
             f"the notebook {where} does not define {name}. Was its cell deleted or "
-            f"renamed? `python start.py reset {name}` brings it back, and keeps a "
-            "backup."
+            f"renamed? `{COMMAND} reset {name}` brings it back, and keeps a backup."
         )
 
     def usable(self, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Where to go on, a hint, our answer: what a learner may ask of an exercise."""
 
 from course.learner import check
+from course.paths import COMMAND
 from course.saved import books, homes, standing
 from course.saved.states import BEGUN, DONE
 
@@ -14,6 +15,8 @@ def print_next() -> int:
 
 def next_text() -> str:
     """What to do now, and where."""
+    if not homes.here():
+        return homes.NONE_HERE
     exercise = standing.next_exercise()
     if exercise is None:
         return ALL_DONE
@@ -26,13 +29,13 @@ def next_text() -> str:
     if state == BEGUN:
         lines.append(
             "You have written something there that has not passed yet. Run the "
-            f"`check({exercise.name})` below it, or `python start.py check "
-            f"{exercise.name}` when it is saved."
+            f"`check({exercise.name})` below it, or `{COMMAND} check {exercise.name}` "
+            "when it is saved."
         )
     else:
         lines.append(
             f"Fill in its cell, then run the `check({exercise.name})` below it. Stuck: "
-            f"`python start.py hint {exercise.name}`."
+            f"`{COMMAND} hint {exercise.name}`."
         )
     return "\n".join(lines)
 
@@ -66,7 +69,7 @@ def hint_text(word: str, all_of_them: bool = False) -> str:
     ]
     if seen == number:
         lines.append(
-            "That was the last. Ours, if you want to see it: `python start.py answer "
+            f"That was the last. Ours, if you want to see it: `{COMMAND} answer "
             f"{exercise.name} --give-up`. To go on without: the next lesson takes ours "
             "where yours does not pass."
         )
@@ -80,9 +83,8 @@ def print_answer(word: str, give_up: bool = False) -> int:
     exercise = books.exercise_called(word)
     if not give_up and not _passes(exercise):
         print(
-            f"Yours does not pass yet. `python start.py hint {exercise.name}` helps; "
-            f"`python start.py answer {exercise.name} --give-up` shows ours all the "
-            "same."
+            f"Yours does not pass yet. `{COMMAND} hint {exercise.name}` helps; "
+            f"`{COMMAND} answer {exercise.name} --give-up` shows ours all the same."
         )
         return 1
     print(exercise.answer)

@@ -4,9 +4,9 @@ import datetime
 import shutil
 from pathlib import Path
 
-from course.paths import ROOT
+from course.paths import HOME
 
-BACKUPS = ROOT / "backups"
+BACKUPS = HOME / "backups"
 
 
 def keep(path: Path, folder: Path | None = None) -> Path:

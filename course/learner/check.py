@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from course.checks import table
-from course.paths import ROOT, lesson_names, shown
+from course.paths import COMMAND, ROOT, lesson_names, shown
 from course.saved import asked, books, homes, standing, which
 from course.saved.states import DONE, TO_DO
 
-HINT = "More of one: `python start.py check 04`, of all: `python start.py check --long`"
+HINT = f"More of one: `{COMMAND} check 04`, of all: `{COMMAND} check --long`"
 
 
 def check(words: list[str], options: list[str] = (), long: bool = False) -> int:
@@ -105,7 +105,7 @@ def _run(written: dict[Path, list[str]]) -> tuple[dict, int]:
     missing = [path for path in written if not path.exists()]
     for path in missing:
         print(f"There is no notebook {shown(path)}.")
-        print(f"`python start.py reset {path.stem[:2]}` brings it back.")
+        print(f"`{COMMAND} reset {path.stem[:2]}` brings it back.")
     paths = [str(path) for path in written if path not in missing]
     if not paths:
         return {}, 1

@@ -11,17 +11,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from course.paths import ROOT, lesson_names
+from course.paths import CODE, COMMAND, HOME, INSTALLED, PIP, ROOT
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "numpy", "accelerate", "gguf", "openai"),
-    *("fastapi", "uvicorn", "matplotlib", "jupyterlab", "ipykernel", "nbformat"),
-    *("pytest", "nbval", "sacrebleu"),
+    *("fastapi", "uvicorn", "matplotlib", "ipykernel", "nbformat", "pytest"),
+    *("sacrebleu", *(() if INSTALLED else ("jupyterlab", "nbval"))),
 )
 VARIABLES = (
     *("COURSE_MODEL", "COURSE_CACHE", "OPENAI_BASE_URL", "OPENAI_MODEL", "HF_HOME"),
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VIRTUAL_ENV", "PYTHONPATH"),
 )
+MENDS = f"`{PIP}`" if INSTALLED else "`python start.py`"
+MENDS += " installs what is missing"
+ANEW = "make a new environment" if INSTALLED else "delete .venv and run start.py again"
 PORTS = {8888: "JupyterLab", 8000: "the model's server, when started by hand"}
 PROBE_SECONDS = 120
 
@@ -77,6 +80,9 @@ def _without_home(text: str) -> str:
 
 
 def _course(broken) -> str:
+    if INSTALLED:
+        version = importlib.metadata.version("token-by-token")
+        return f"token-by-token {version}, in {CODE.parent}"
     try:
         git = ["git", "-C", str(ROOT), "log", "-1", "--format=%h of %cs"]
         done = subprocess.run(git, capture_output=True, text=True, timeout=20)
@@ -89,6 +95,8 @@ def _course(broken) -> str:
 def _python(broken) -> str:
     inside = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
     where = "of .venv" if inside else f"not of .venv: {sys.executable}"
+    if INSTALLED:
+        where = sys.executable
     return f"{platform.python_version()} {platform.machine()}, {where}"
 
 
@@ -115,8 +123,7 @@ def _packages(broken) -> str:
     if missing:
         lines.append(f"MISSING: {', '.join(missing)}")
         broken.append(
-            f"not installed: {', '.join(missing)}. `python start.py` installs what is "
-            "missing; if it does not, delete .venv and run it again."
+            f"not installed: {', '.join(missing)}. {MENDS}; if it does not, {ANEW}."
         )
     return "\n".join(lines)
 
@@ -124,7 +131,7 @@ def _packages(broken) -> str:
 def _torch(broken) -> str:
     lines = _probe(TORCH)
     if len(lines) != 2:
-        broken.append("torch cannot be used: delete .venv, run `python start.py`")
+        broken.append(f"torch cannot be used: {ANEW}")
         return f"BROKEN: {' '.join(lines)}"
     return f"{lines[0]}\nGPU: {lines[1]}"
 
@@ -153,7 +160,7 @@ def _probe(code: str) -> list[str]:
 
 
 def _disk(broken) -> str:
-    return f"{_free(ROOT)} free where the course is"
+    return f"{_free(HOME)} free where {'you work' if INSTALLED else 'the course is'}"
 
 
 def _free(path: Path) -> str:
@@ -194,15 +201,15 @@ def _lessons(broken) -> str:
     from course.saved import books, homes, standing
 
     lines = []
-    for lesson in lesson_names():
+    for lesson in homes.here():
         try:
             books.read(homes.learners(lesson))
             states = standing.states(lesson).values()
             lines.append(f"{lesson:<24}{table.bar(list(states))}")
         except books.Unreadable as error:
             lines.append(f"{lesson:<24}{error}")
-            broken.append(f"{error}: `python start.py reset {lesson[:2]}` mends that")
-    return "\n".join(lines)
+            broken.append(f"{error}: `{COMMAND} reset {lesson[:2]}` mends that")
+    return "\n".join(lines) or homes.NONE_HERE
 
 
 SECTIONS = {

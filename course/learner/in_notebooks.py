@@ -29,9 +29,11 @@ def reset(exercise) -> None:
     """
     word = _name(exercise)
     task = resetting.called(word)
-    lesson = task if isinstance(task, str) else task.lesson
+    lesson = resetting.lesson_of(task)
     homes.name([f"{lesson}.ipynb"])  # the one beside which this kernel runs
     print(resetting.reset_one(task))
+    if not homes.learners(lesson).exists():
+        return
     print(
         "This changed the file, not what you have open. Now: File > Reload Notebook "
         "from Disk. (Asked whether to overwrite or to revert, choose Revert. What was "
@@ -46,7 +48,10 @@ def progress() -> "Progress":
     if Path.cwd().resolve() == SOLUTIONS.resolve():  # where all is written, by us
         ours = {n: [x.name for x in books.exercises(n)] for n in names}
         return Progress({n: dict.fromkeys(found, DONE) for n, found in ours.items()})
-    return Progress({lesson: standing.states(lesson) for lesson in names})
+    states = {lesson: standing.states(lesson) for lesson in homes.here()}
+    for lesson in standing.passed_here() - set(states):  # open, and not in this folder
+        states[lesson] = standing.live_states(lesson)
+    return Progress(dict(sorted(states.items())))
 
 
 class Progress:
@@ -63,6 +68,8 @@ class Progress:
 
     def __repr__(self):
         rows = list(self._rows())
+        if not rows:
+            return homes.NONE_HERE
         width = max((len(title) for title, _, _ in rows), default=0)
         most = max((len(states) for _, states, _ in rows), default=0)
         return "\n".join(

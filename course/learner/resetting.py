@@ -4,7 +4,7 @@ and without the tools that a build needs. What was there is kept in backups/."""
 from pathlib import Path
 
 from course.learner import backups
-from course.paths import shown
+from course.paths import COMMAND, HOME, INSTALLED, shown
 from course.saved import asked, books, homes, which
 
 RELOAD = (
@@ -18,8 +18,13 @@ def reset_all(words: list[str]) -> int:
     tasks = [called(word) for word in words]
     for task in tasks:
         print(reset_one(task))
-    print(RELOAD)
+    if any(homes.learners(lesson_of(task)).exists() for task in tasks):
+        print(RELOAD)
     return 0
+
+
+def lesson_of(task: str | books.Exercise) -> str:
+    return task if isinstance(task, str) else task.lesson
 
 
 def called(word: str) -> str | books.Exercise:
@@ -28,8 +33,8 @@ def called(word: str) -> str | books.Exercise:
         return lesson
     if copy := asked.notebook_called(word):
         raise books.Unknown(
-            f"{shown(copy)} is a copy of a lesson, which stays as it is. `python "
-            f"start.py reset {which.lesson_at(copy)[:2]}` puts the lesson itself back."
+            f"{shown(copy)} is a copy of a lesson, which stays as it is. `{COMMAND} "
+            f"reset {which.lesson_at(copy)[:2]}` puts the lesson itself back."
         )
     return books.exercise_called(word)
 
@@ -55,6 +60,11 @@ def reset_lesson(lesson: str) -> str:
 def reset_exercise(exercise: books.Exercise) -> str:
     """Put the stub back into the exercise's cell; where that is gone, the cell too."""
     path = homes.learners(exercise.lesson)
+    if INSTALLED and not path.exists():  # on a host that keeps it elsewhere
+        return (
+            f"{path.name} is not in this folder, {HOME}, so nothing was changed. As it "
+            f"came, the cell of {exercise.name} is:\n\n{exercise.stub}\n"
+        )
     book = books.read(path)
     place = books.cell_of(book, exercise)
     if place is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from course.kit.words import counted
 from course.learner import backups, merging
-from course.paths import LESSONS, ROOT
+from course.paths import COMMAND, INSTALLED, LESSONS, PIP, ROOT
 from course.saved import books
 
 
@@ -76,6 +76,12 @@ def update():
 
 def _upstream() -> str:
     """The branch to update from, freshly fetched."""
+    if INSTALLED:
+        raise CannotUpdate(
+            f"pip has put the course here, and brings its newest version, too: `{PIP} "
+            "--upgrade`. It leaves notebooks alone: get the new one of a lesson where "
+            f"you got yours, or with `{COMMAND} reset 04`, which keeps a backup."
+        )
     if not (ROOT / ".git").exists():
         raise CannotUpdate(
             "This folder was not made by `git clone` (it may be a downloaded ZIP), so "

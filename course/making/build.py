@@ -4,6 +4,7 @@
     python start.py build --force    everything
     python start.py build 04 05      these lessons
     python start.py build --lang zh_CN    the catalogs and notebooks of a language
+    python start.py build --prose    where only prose has changed: no code is run
 
 solutions/NN_topic.ipynb is the executed reference; lessons/NN_topic.ipynb has the
 answers replaced by a stub and no outputs, and lessons/zh_CN/NN_topic.ipynb is the same
@@ -30,7 +31,7 @@ from course.kit.quickly import nbformat
 from course.learner import backups
 from course.making import catalogs
 from course.paths import LANGUAGES, LESSONS, SOLUTIONS, lesson_names, shown, tests_of
-from course.saved import books, homes, languages
+from course.saved import books, homes, languages, note
 from course.saved.books import STAMP, with_stubs
 
 CELL_SECONDS = 240
@@ -46,13 +47,18 @@ def main(arguments=None):
         help="bring the catalogs of this language in step with the sources, and build "
         "its notebooks; no lesson is executed",
     )
+    parser.add_argument(
+        "--prose",
+        action="store_true",
+        help="run no code: take over the outputs of references whose code is the same",
+    )
     options = parser.parse_args(arguments)
     for name in chosen(options.lessons):
         begun = options.lang in languages.languages_of(name)
         if options.lang and (begun or options.lessons):  # none is begun unasked
             build_translated(name, options.lang, force=options.force)
         elif not options.lang:
-            build(name, force=options.force)
+            build(name, force=options.force, prose=options.prose)
 
 
 def chosen(wanted: list[str]) -> list[str]:
@@ -64,9 +70,9 @@ def chosen(wanted: list[str]) -> list[str]:
     return found
 
 
-def build(name: str, force: bool = False):
+def build(name: str, force: bool = False, prose: bool = False):
     """Write lessons/<name>.ipynb, also in the languages that there are catalogs of, and
-    solutions/<name>.ipynb, where out of step."""
+    solutions/<name>.ipynb, where out of step. prose: run no code (see `retold`)."""
     source = SOLUTIONS / f"{name}.py"
     plain = read_source(source)
     _require_tests(name, plain)
@@ -75,7 +81,8 @@ def build(name: str, force: bool = False):
         print(f"{name} in {language}: {catalogs.sync(plain, name, language)}")
         ready[language] = translated(plain, source, language)
     targets = {LESSONS / x / f"{name}.ipynb": made for x, made in ready.items()}
-    targets[SOLUTIONS / f"{name}.ipynb"] = None
+    reference = SOLUTIONS / f"{name}.ipynb"
+    targets[reference] = stamped(retold(plain, reference), source) if prose else None
     _build(targets, lambda: stamped(executed(plain), source), force)
 
 
@@ -148,6 +155,8 @@ def read_source(source: Path):
         if cell["id"] in seen:
             sys.exit(f"{shown(source)}: two cells have the id {cell['id']}")
         seen.add(cell["id"])
+    if notebook.cells[0].source.startswith(f"# {prefix} ·"):  # the lesson's title
+        notebook.cells[0].source = note.below(notebook.cells[0].source)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": notebook.metadata["kernelspec"],
@@ -198,11 +207,30 @@ def executed(notebook):
     return notebook
 
 
+def retold(plain, path: Path):
+    """The reference notebook with the outputs of the one at `path`, which must have the
+    same code."""
+    made = copy.deepcopy(plain)
+    old = nbformat.reads(_text_of(path), as_version=4) if path.exists() else made
+    code = [[c for c in x.cells if c.cell_type == "code"] for x in (made, old)]
+    new_code, old_code = code
+    if old is made or [c.source for c in new_code] != [c.source for c in old_code]:
+        sys.exit(
+            f"{shown(path)} has other code than its source, so it must be run: "
+            f"`python start.py build {path.stem[:2]}`"
+        )
+    for cell, before in zip(new_code, old_code, strict=True):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    return made
+
+
 # --- the stamp: is a notebook what its source builds? ---------------------------------
 
 
 def stamped(notebook, source: Path, language: str = ""):
     notebook.metadata[STAMP] = {"source": digest_of_source(source, language)}
+    if language:
+        notebook.metadata[STAMP]["language"] = language
     notebook.metadata[STAMP]["content"] = digest_of_content(notebook)
     return notebook
 

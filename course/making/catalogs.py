@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from course.saved import languages
+from course.saved import languages, note
 
 WIDTH = 88
 
@@ -49,7 +49,7 @@ def source_messages(plain) -> list[str]:
     texts = []
     for cell in plain["cells"]:
         if cell["cell_type"] == "markdown":
-            texts.append(cell["source"])
+            texts.append(note.without(cell["source"]))
         elif "exercise" in cell["metadata"].get("tags", ()):
             texts += [text for _, text in languages.documented(cell["source"])]
     return list(dict.fromkeys(m for text in texts for m in languages.messages(text)))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from course.paths import LESSONS, lesson_names, shown
-from course.saved import which
+from course.saved import homes, which
 from course.saved.books import (
     Unknown,
     exercise_called,
@@ -46,7 +46,9 @@ def _is_learners(path: Path, lesson: str) -> bool:
 def chosen(words: list[str]) -> dict[Path, list[str]]:
     """{notebook: names of exercises} that words name; no word means everything. Raises
     Unknown."""
-    whole = [] if words else [learners(lesson) for lesson in lesson_names()]
+    if not words and not homes.here():
+        raise Unknown(homes.NONE_HERE)
+    whole = [] if words else [learners(lesson) for lesson in homes.here()]
     picked = {}
     for word in words:
         if path := notebook_called(word):

@@ -137,6 +137,7 @@ def as_built(lesson: str, language: str = "") -> dict:
     stamp = book["metadata"][STAMP]
     del stamp["content"]
     if language:
+        stamp["language"] = language
         stamp["source"] = languages.digest(stamp["source"], lesson, language)
     plain = json.dumps(book, sort_keys=True)
     stamp["content"] = hashlib.sha256(plain.encode()).hexdigest()

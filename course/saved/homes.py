@@ -5,13 +5,18 @@ It is the one that they have worked in. Where both hold work, it is the one besi
 the kernel runs, else the one saved last. Where neither does, it is the one beside which
 the kernel runs, else the one in the language in which they have worked last, or have
 run a cell, else that in lessons/. A notebook named by its path is always the one meant.
+
+With the course installed by pip, the folder in which one works stands for lessons/. It
+may hold a few lessons, or none.
 """
 
 from functools import lru_cache
 from pathlib import Path
 
-from course.paths import LANGUAGES, LESSONS, lesson_names
-from course.saved import books, languages
+from course.paths import INSTALLED, LANGUAGES, LESSONS, lesson_names
+from course.saved import books, languages, which
+
+NONE_HERE = f"No lesson's notebook is in this folder, {LESSONS}."
 
 _named = {}  # lesson -> its notebook, as named on the command line
 
@@ -30,7 +35,14 @@ def learners(lesson: str) -> Path:
     if worked:
         return max(worked, key=lambda p: p.stat().st_mtime_ns)
     home = _worked_in_last()
-    return home / f"{lesson}.ipynb" if home / f"{lesson}.ipynb" in there else there[0]
+    return next((path for path in there if path.parent == home), there[0])
+
+
+def here() -> list[str]:
+    """The lessons that a learner has: all; with the course installed, those whose
+    notebooks are in the folder in which they work."""
+    names = lesson_names()
+    return [x for x in names if learners(x).exists()] if INSTALLED else names
 
 
 def name(words: list[str]):
@@ -50,8 +62,17 @@ def is_home(folder: Path) -> bool:
 
 def language_of(path: Path) -> str:
     """The language in which a notebook was built; "" for the course's own."""
-    language = path.parent.name
-    return language if language in languages.languages_of(path.stem) else ""
+    language, lesson = path.parent.name, path.stem
+    if INSTALLED:
+        language, lesson = _stamped(path), which.lesson_at(path)
+    return language if language in languages.languages_of(lesson) else ""
+
+
+def _stamped(path: Path) -> str:
+    try:
+        return books.read(path)["metadata"][books.STAMP]["language"]
+    except (books.Unreadable, LookupError, TypeError):
+        return ""
 
 
 def _homes() -> list[Path]:
@@ -59,7 +80,12 @@ def _homes() -> list[Path]:
 
 
 def _copies(lesson: str) -> list[Path]:
-    return [home / f"{lesson}.ipynb" for home in _homes()]
+    named = [home / f"{lesson}.ipynb" for home in _homes()]
+    if INSTALLED and not any(path.exists() for path in named):
+        # As browsers and hosts name it: "04_top_k (1).ipynb", "Copy of 04_top_k.ipynb"
+        there = sorted(LESSONS.glob("*.ipynb"))
+        named += [p for p in there if which.named_in(p.stem) == lesson]
+    return named
 
 
 def _has_answers(path: Path) -> bool:
@@ -74,7 +100,7 @@ def _some_answer(path: Path, stamp) -> bool:
         book = books.read(path)
     except books.Unreadable:
         return True
-    for exercise in books.exercises(path.stem):
+    for exercise in books.exercises(which.lesson_at(path)):
         place = books.cell_of(book, exercise)
         text = books.source_of(book["cells"][place]) if place is not None else ""
         if text.strip() != exercise.stub.strip():

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from course.paths import LANGUAGES, ROOT
+from course.paths import CODE, LANGUAGES
+from course.saved import note
 
-CATALOGS = ROOT / "course" / "translations"
+CATALOGS = CODE / "translations"
 IN_CODE = {"zh_CN": "**代码里的英文说明**，意思是："}  # above a docstring in a card
 
 _FENCE = re.compile(r" *(```|~~~)")
@@ -88,7 +89,10 @@ def translate(book, lesson: str, language: str):
     for cell in book["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            cell["source"] = deeper(in_language(source, known), language)
+            plain = note.without(source)
+            cell["source"] = deeper(in_language(plain, known), language)
+            if plain != source:
+                cell["source"] = note.below(cell["source"], language)
         elif card and "exercise" in cell["metadata"].get("tags", ()):
             card["source"] = with_quote(card["source"], quoted(source, known, language))
         card = cell if cell["cell_type"] == "markdown" else None

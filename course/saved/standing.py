@@ -3,7 +3,8 @@ of the cell that passed, and nothing is run to look it up.
 
 An answer counts as done while its cell, as it is saved or as this kernel runs it, has
 the text that has passed, and the lesson's checks are those that it passed. The memory
-is the file lessons/.progress.json, which git ignores; where it cannot be written, a
+is the file lessons/.progress.json, which git ignores (with the course installed by pip,
+.token_by_token.json where one works); where it cannot be written, a
 kernel still knows what it has checked itself.
 """
 
@@ -15,11 +16,11 @@ import types
 from functools import lru_cache
 from pathlib import Path
 
-from course.paths import LESSONS, lesson_names, tests_of
+from course.paths import INSTALLED, LESSONS, lesson_names, tests_of
 from course.saved import books, homes
 from course.saved.states import BEGUN, DONE, TO_DO
 
-FILE = ".progress.json"
+FILE = ".token_by_token.json" if INSTALLED else ".progress.json"
 _passed_here = {}  # (lesson, exercise) -> the text that passed, in this process
 
 
@@ -72,7 +73,7 @@ def remember(lesson: str, name: str, text: str, passed: bool):
 
 def next_exercise(after: str = "") -> books.Exercise | None:
     """The first exercise that is not done; of lesson `after` if it has one."""
-    lessons = lesson_names()
+    lessons = homes.here()
     if after in lessons:
         start = lessons.index(after)
         lessons = lessons[start:] + lessons[:start]
@@ -105,17 +106,28 @@ def after_check(name: str, exercise, passed: bool) -> str:
 
 def said(lesson: str, name: str) -> str:
     """ "done, 2 of 5 in this lesson; next: kept_mass"."""
-    now = states(lesson)
-    for exercise in books.exercises(lesson):  # what runs here may not be saved yet
-        live = vars(sys.modules["__main__"]).get(exercise.name)
-        if text := cell_text(live):
-            now[exercise.name] = _state(exercise, text)
+    now = live_states(lesson)
     now[name] = DONE
     left = [x for x, state in now.items() if state != DONE]
     done = f"done, {len(now) - len(left)} of {len(now)} in this lesson"
     if left:
         return f"{done}; next: {left[0]}"
     return f"{done}: all of it"
+
+
+def live_states(lesson: str) -> dict[str, str]:
+    """As `states`; what runs in this kernel may not be saved yet, and comes first."""
+    now = states(lesson)
+    for exercise in books.exercises(lesson):
+        live = vars(sys.modules["__main__"]).get(exercise.name)
+        if text := cell_text(live):
+            now[exercise.name] = _state(exercise, text)
+    return now
+
+
+def passed_here() -> set[str]:
+    """The lessons of which an exercise has passed in this process."""
+    return {lesson for lesson, _ in _passed_here}
 
 
 def cell_text(exercise) -> str:

@@ -18,7 +18,7 @@ def lesson_at(path: Path) -> str:
     """The lesson of the notebook at `path`, also where it is a copy of another name;
     "" where it is none."""
     path = Path(path)
-    if named := _named_in(path.stem):
+    if named := named_in(path.stem):
         return named
     with contextlib.suppress(OSError):
         return lesson_of(path.name, text_of(path.read_bytes()))
@@ -29,10 +29,11 @@ def lesson_of(name: str, text: str) -> str:
     """The lesson that a notebook's file name holds; else the one most of whose
     exercises it defines; else the one in the name of a folder; else ""."""
     folders, _, file = name.rpartition("/")
-    return _named_in(file) or _defined_in(text) or _named_in(folders)
+    return named_in(file) or _defined_in(text) or named_in(folders)
 
 
-def _named_in(name: str) -> str:
+def named_in(name: str) -> str:
+    """The lesson whose name stands in `name`; "" where none does."""
     words = f"_{re.sub('[^a-z0-9]+', '_', name.lower())}_"
     found = [lesson for lesson in lesson_names() if f"_{lesson}_" in words]
     return max(found, key=len, default="")

@@ -397,7 +397,7 @@ def test_what_is_not_written_names_the_line_that_brings_ours(tmp_path, monkeypat
 
 def test_carry_says_honestly_whose_answer_it_gives(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(homes, "LESSONS", tmp_path / "lessons")
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "HOME", tmp_path)
     (tmp_path / "lessons").mkdir()
     says = {
         "stub": ("the reference, since you have not written yours yet", STUB),

@@ -13,7 +13,7 @@ from course.checks import notebook
 from course.learner import backups
 from course.making import build
 from course.paths import LESSONS, ROOT, SOLUTIONS, lesson_names, shown
-from course.saved import books
+from course.saved import books, note
 
 NAMES = lesson_names()
 every_lesson = pytest.mark.parametrize("name", NAMES)
@@ -91,6 +91,17 @@ def test_building_the_learners_notebook_again_gives_the_same_bytes(name):
             text = build.as_text(build.stamped(made, source))
             assert text == build.as_text(saved)
             assert text == build.as_text(build.as_built(name))
+
+
+@every_notebook
+def test_the_first_cell_says_how_to_get_the_course_for_this_notebook_alone(path):
+    first = book(path).cells[0].source
+    assert first.count('<details class="alone">') == 1
+    assert first.endswith(f"<code>%{paths.PIP}</code></details>")
+    assert re.fullmatch(r"pip install token-by-token@git\+https://\S+", paths.PIP)
+    text = (SOLUTIONS / f"{path.stem}.py").read_text(encoding="utf-8")
+    prose = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
+    assert note.without(first) in prose, "the rest is what the source has"
 
 
 TINY = (
@@ -206,6 +217,30 @@ def test_a_forced_build_keeps_copies_of_work_and_names_them(quick, capsys):
     path.write_text("cut off", encoding="utf-8")
     build.main([])
     assert path.read_text(encoding="utf-8") == "cut off"
+
+
+def test_prose_is_built_without_running_code_and_code_is_not(quick, monkeypatch):
+    source, path = quick / "solutions/00_tiny.py", quick / "solutions/00_tiny.ipynb"
+    ran = notebook.read(path)
+    ran.cells[2].outputs = [nbformat.v4.new_output("stream", text="seen once")]
+    build.write(build.stamped(ran, source), path)
+    text = source.read_text(encoding="utf-8")
+
+    def run(_):
+        raise AssertionError("code was run")
+
+    monkeypatch.setattr(build, "executed", run)
+    source.write_text(text.replace("A title", "# 00 · A title"), encoding="utf-8")
+    build.main(["--prose"])
+    made = notebook.read(path)
+    assert made.cells[0].source == note.below("# 00 · A title")
+    assert made.cells[2].outputs[0].text == "seen once"
+    assert build.drift(path) == build.drift(quick / "lessons/00_tiny.ipynb") == ""
+    before = path.read_bytes()
+    source.write_text(text + "\n# %%\nf()\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="has other code than its source"):
+        build.main(["--prose"])
+    assert path.read_bytes() == before
 
 
 def test_work_that_is_saved_during_a_build_stays(quick, monkeypatch):
