@@ -630,7 +630,7 @@ def test_padding_on_both_sides_does_not_count(sequence_logprob, make):
         if abs(got[0].item() - without_eos) < 1e-3:
             hint = "The EOS counts where its mask is 1."
         elif abs(got[0].item() - wanted[0]) < 1e-3:
-            hint = "Row 0, which has no padding, is right: look at the masks."
+            hint = "Row 0, which has no padding, is right: see mask and positions."
         expect.same(got, wanted, call, hint, 1e-3)
 
 
