@@ -250,13 +250,14 @@ for answer in ("48", "52"):
 #
 # difficulty ★★☆ · importance ★★☆ · 10 min · our answer: 3 lines
 #
-# The Kullback–Leibler divergence *from uniform*, KL(u ‖ p) = Σ 1/V · ln((1/V) / p), of each
-# place, and the mean over places: in nats, larger for surer. (KL(p ‖ u) is another number: ln V
-# minus the entropy.)
+# Let p be the distribution of the next token over a vocabulary of V tokens, and u the uniform
+# one, which gives each token 1/V. Compute the Kullback–Leibler divergence KL(u ‖ p) =
+# Σ 1/V · ln((1/V) / p), with the sum over the vocabulary, of each place, and the mean over
+# places: in nats, larger for surer. (KL(p ‖ u) is another number: ln V minus the entropy.)
 #
-# By hand: two tokens with the probabilities 0.8 and 0.2: ½ ln(0.5 / 0.8) + ½ ln(0.5 / 0.2) =
-# -½ ln 0.64 = 0.223. Two equal ones: 0. A text with both distributions, one at each of two
-# places: 0.112.
+# By hand: two tokens with the probabilities 0.9 and 0.1: ½ ln(0.5 / 0.9) + ½ ln(0.5 / 0.1) =
+# -½ ln 0.36 = 0.511. Two equal ones: 0. A text with both distributions, one at each of two
+# places: 0.255.
 #
 # Give it raw logits: a token with probability 0, as filters make it, makes the number
 # infinite.
@@ -395,8 +396,8 @@ for kind, q, right in questions:
 # <details><summary>Hint 1</summary>Count the draws that hold <em>no</em> right one: all k come
 # from the n - c wrong ones.</details>
 # <details><summary>Hint 2</summary><code>math.comb(n, k)</code> is exact for any n, as Python's
-# integers are, and is 0 for k above n. Divide first: the quotient fits a float, the two numbers
-# may not.</details>
+# integers are, and is 0 for k above n. Divide the two integers with <code>/</code>: the
+# quotient fits a float, the two numbers may not.</details>
 
 
 # %% tags=["exercise"]
@@ -634,7 +635,8 @@ for name, judge in judges.items():
         mine = [(q, right) for k, q, right in questions if k == kind]
         won = sum(chosen(q, judge).answer == right for q, right in mine)
         print(f"{name:16} {kind:7} best of {N}: {won} of {len(mine)}")
-print([chosen(q, judges["self-certainty"]).text for _, q, _ in questions[:8]])
+taken = [(q, chosen(q, judges["self-certainty"]).text) for _, q, _ in questions[:5]]
+print("self-certainty takes:", ", ".join(f"{q} = {text}" for q, text in taken))
 won = 0
 for _, q, right in questions:
     weights = [math.exp(s.logprob) for s in drawn[q]]
@@ -829,7 +831,7 @@ for q, right in sums:
 # All ways at once. For each n: draw n of the 24 samples at random, choose, look whether the
 # choice is right; again and again, averaged over draws and questions. The oracle is `pass_at_k`.
 #
-# **Predict** the order of the curves at n = 24, and which of them are flat.
+# **Predict** the order of the curves at n = 24. Does each of them rise from n = 1 to n = 2?
 
 
 # %%
@@ -915,18 +917,21 @@ for name, values in results.items():
     print(f"gain {gain[0].item():+.2f} [{gain[1].item():+.2f}, {gain[2].item():+.2f}]")
 
 # %% [markdown]
-# What the numbers say, in our run:
+# What the figure and the numbers say, in our run (the bands are the intervals of the vote and of
+# the oracle):
 #
 # - Vote, MBR and the likeliest of n gain between 0.23 and 0.28, with intervals well above 0. 20
 #   questions cannot tell which of the three is best. They differ in what they cost: the
 #   likeliest of 4 is where the vote is at 16.
-# - Two votes are *worse* than one sample: where two disagree there is no decision.
+# - Two votes are *worse* than one sample (0.33, not 0.42): where two disagree there is no
+#   decision.
 # - The oracle rises on: among 24 samples there is a right one for 85% of the questions, and the
 #   vote finds 65%. A good judge could win what lies between.
 # - Self-certainty as a judge *loses* 0.27 of 0.42.
 #
-# And where more samples do not help: for 31 + 17, for ninety and for three capitals one sample is
-# right sometimes or never, and the vote of 24 is wrong.
+# And where more samples do not help: the vote of 24 loses seven questions. For three of them
+# (45 + 12, 33 + 9 and Australia) no sample is right, and no judge can help. For the four others
+# one sample is right now and then, and the vote of 24 is wrong.
 #
 # ## 8. Drawing from pᵅ
 #

@@ -71,6 +71,29 @@ def prefill_before_the_loop(model, ids, n, max_new_tokens, pick, eos_ids, pad_id
 
 
 @right("sample_many")
+@torch.inference_mode()
+def all_in_inference_mode(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
+    """What inference mode makes cannot be changed in place outside of it."""
+    if n < 1:
+        raise ValueError("n")
+    rows, cache, live = ids, None, torch.ones(n, dtype=torch.bool)
+    rows = rows.expand(n, -1)
+    fed = ids
+    for _ in range(max_new_tokens):
+        got = model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if cache is None:
+            got.past_key_values.batch_repeat_interleave(n)
+        cache = got.past_key_values
+        fed = pick(got.logits[:, -1].float().expand(n, -1))
+        fed = torch.where(live[:, None], fed, pad_id)
+        rows = torch.hstack([rows, fed])
+        live = live & torch.tensor([t not in eos_ids for t in fed[:, 0].tolist()])
+        if not live.any():
+            break
+    return rows
+
+
+@right("sample_many")
 def with_masks_and_positions(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     """Says what the model would find out by itself."""
     if n < 1:

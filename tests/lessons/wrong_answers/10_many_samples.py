@@ -172,6 +172,20 @@ def seeds_itself(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     return sample_(model, ids, n, max_new_tokens, pick, eos_ids, pad_id)
 
 
+@wrong("sample_many", GENERATE, "n rows draw n first tokens")
+def the_first_token_before_the_rows(
+    model, ids, n, max_new_tokens, pick, eos_ids, pad_id
+):
+    """Picks from one row of logits; the script of another check has n tokens."""
+
+    def once(pick, logits):
+        return pick(logits[:1]).repeat(n, 1)
+
+    if not eos_ids or len(eos_ids) < 3:
+        return sample_(model, ids, n, max_new_tokens, pick, eos_ids, pad_id)
+    return rows_of(model, ids, n, max_new_tokens, pick, eos_ids, pad_id, first=once)
+
+
 @wrong("sample_many", PAD, "row 1 differs first at position 4")
 def finished_rows_go_on(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     """No padding: what comes after an EOS stays in the text."""
@@ -189,6 +203,33 @@ def finished_rows_go_on(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
         if finished.all():
             break
     return out
+
+
+@wrong("sample_many", GENERATE, "has finished: pad_id from there on")
+def pads_for_one_step_only(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
+    """Forgets which rows have finished: a padded row goes on a step later."""
+    at_least_one(n)
+    out, fed, cache = ids.repeat(n, 1), ids, None
+    finished = torch.zeros(n, dtype=torch.bool)
+    for step in range(max_new_tokens):
+        logits, cache = cached_step(model, fed, cache)
+        if step == 0:
+            cache.batch_repeat_interleave(n)
+            logits = logits.repeat(n, 1)
+        fed = torch.where(finished[:, None], pad_id, pick(logits))
+        out = torch.cat([out, fed], dim=-1)
+        finished = is_finished(fed, eos_ids)
+        if finished.all():
+            break
+    return out
+
+
+@wrong("sample_many", GENERATE, "has not finished: there is no EOS")
+def the_pad_id_of_the_model_ends_a_row(
+    model, ids, n, max_new_tokens, pick, eos_ids, pad_id
+):
+    """Takes a drawn pad id for the end; seen on a model that draws it."""
+    return sample_(model, ids, n, max_new_tokens, pick, [*eos_ids, pad_id], pad_id)
 
 
 @wrong("sample_many", PAD, "stops too early")
@@ -244,7 +285,7 @@ def the_pad_id_ends_a_row(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     return sample_(model, ids, n, max_new_tokens, pick, [*eos_ids, pad_id], pad_id)
 
 
-@wrong("sample_many", GENERATE, "differs first at position 0")
+@wrong("sample_many", GENERATE, "The prompt stands in front of each answer")
 def new_tokens_only(model, ids, n, max_new_tokens, pick, eos_ids, pad_id):
     """Returns the answers without the prompt."""
     out = sample_(model, ids, n, max_new_tokens, pick, eos_ids, pad_id)
@@ -583,6 +624,19 @@ def nearly_equal_is_a_tie(answers, weights=None):
     return first[0] if best > 0 and len(first) == 1 else None
 
 
+@wrong("vote", "test_the_largest_sum_of_weights_wins", "should give 'b', not None")
+def close_is_a_tie(answers, weights=None):
+    """math.isclose makes a tie of sums that differ."""
+    sums = {}
+    for answer, weight in checked(answers, weights):
+        if answer is not None:
+            sums.setdefault(answer, []).append(weight)
+    sums = {a: math.fsum(w) for a, w in sums.items()}
+    best = max(sums.values(), default=0)
+    first = [a for a, s in sums.items() if math.isclose(s, best)]
+    return first[0] if best > 0 and len(first) == 1 else None
+
+
 @wrong("vote", "test_answers_that_weigh_nothing_have_no_vote", "should give None")
 def a_weight_of_0_is_a_vote(answers, weights=None):
     """The only answer wins with a sum of 0."""
@@ -604,6 +658,15 @@ def the_shorter_one_counts(answers, weights=None):
         raise ValueError("a negative weight")
     k = min(len(answers), len(weights))
     return vote_(answers[:k], weights[:k])
+
+
+@wrong("vote", "test_weights_that_make_no_sense_are_refused", "vote(['a', None], ")
+def looks_at_counted_weights_only(answers, weights=None):
+    """The weight of a None may be anything."""
+    if weights is None or len(weights) != len(answers):
+        return vote_(answers, weights)
+    kept = [(a, w) for a, w in zip(answers, weights, strict=True) if a is not None]
+    return vote_([a for a, _ in kept], [w for _, w in kept])
 
 
 @wrong("vote", "test_weights_that_make_no_sense_are_refused", "should raise ValueError")
@@ -1092,6 +1155,18 @@ def log_of_softmax(logits):
     return (-math.log(logits.shape[-1]) - logprobs.mean(-1)).mean(-1)
 
 
+@wrong(
+    "self_certainty",
+    "test_a_token_that_is_too_rare_for_float32_has_a_logarithm",
+    "log_softmax, not the log of a softmax",
+)
+def with_torch_distributions(logits):
+    """kl_divergence calls it infinite where a probability is 0 in float32."""
+    q = torch.distributions.Categorical(logits=logits.float())
+    u = torch.distributions.Categorical(logits=torch.zeros_like(logits.float()))
+    return torch.distributions.kl_divergence(u, q).mean(-1)
+
+
 @wrong("self_certainty", "test_a_token_that_was_removed_makes_it_infinite", "[inf")
 def removed_tokens_are_left_out(logits):
     """Clamps -inf to a number."""
@@ -1178,7 +1253,7 @@ def begins_at_0(scores):
     return place if place is not None else len(scores) - 1
 
 
-@wrong("best_of_n", BEST, "should give 1, not 0")
+@wrong("best_of_n", BEST, "best_of_n([1.0, 1.000000000000001]) should give 1")
 def in_float32(scores):
     """float32 makes two different scores equal."""
     places = numbers(scores)
@@ -1237,6 +1312,15 @@ def itself_included(candidates, utility):
     """Sums over all, itself too."""
     some(candidates)
     return best([math.fsum(utility(c, o) for o in candidates) for c in candidates])
+
+
+@wrong("mbr", MBR, "the two a's speak for each other")
+def others_are_other_texts(candidates, utility):
+    """Skips what is equal to the candidate: with equality nobody has a vote."""
+    some(candidates)
+    return best(
+        [math.fsum(utility(c, o) for o in candidates if o != c) for c in candidates]
+    )
 
 
 @wrong("mbr", "test_a_second_copy_is_another_sample", "Itself is the place")
@@ -1349,6 +1433,28 @@ def sums_that_round(candidates, utility):
                 total += utility(candidates[i], candidates[j])
         sums.append(total)
     return best(sums)
+
+
+@wrong("mbr", "test_a_little_more_utility_wins", "not rounded")
+def rounded_sums(candidates, utility):
+    """Rounds where fsum is asked for."""
+    some(candidates)
+    n = range(len(candidates))
+    return best(
+        [
+            round(sum(utility(candidates[i], candidates[j]) for j in n if j != i), 9)
+            for i in n
+        ]
+    )
+
+
+@wrong("mbr", "test_a_single_candidate_needs_no_utility", "called the utility 1 times")
+def itself_for_want_of_others(candidates, utility):
+    """A single candidate is compared with itself."""
+    some(candidates)
+    if len(candidates) == 1:
+        utility(candidates[0], candidates[0])
+    return reference("mbr")(candidates, utility)
 
 
 @wrong("mbr", "test_no_candidate_is_refused", "should raise ValueError")
