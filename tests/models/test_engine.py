@@ -277,6 +277,18 @@ def test_a_step_has_no_more_tokens_than_the_budget():
         run_plan(engine, plan)
 
 
+def test_a_scheduler_divides_by_its_own_share_budget():
+    engine = engine_of(token_budget=8, max_batch=8)
+
+    def first_come(left, budget):
+        return [min(one, max(0, budget - sum(left[:i]))) for i, one in enumerate(left)]
+
+    engine.scheduler.share_budget = first_come
+    for length in (6, 5):
+        engine.add(prompt_of(length, length), sampling(1))
+    assert [tokens for _, tokens in engine.scheduler.schedule().work] == [6, 2]
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one():
     engine = engine_of(blocks=80, token_budget=16)
     engine.add(prompt_of(200), sampling(1))

@@ -19,6 +19,19 @@ class Plan:
     copies: list[tuple[int, int]] = field(default_factory=list)
 
 
+def share_budget(left: list[int], budget: int) -> list[int]:
+    """Divide a budget of tokens among prompts of which so many are left.
+
+    Who needs less than an equal share gets all; the others share the rest equally.
+    """
+    shares = [0] * len(left)
+    order = sorted(range(len(left)), key=lambda i: left[i])
+    for done, i in enumerate(order):
+        shares[i] = min(left[i], -(-budget // (len(order) - done)))
+        budget -= shares[i]
+    return shares
+
+
 class Scheduler:
     """Requests that wait and requests that run.
 
@@ -30,6 +43,8 @@ class Scheduler:
     all of its own, and waits to be computed again. The first is never stopped, so each
     one ends.
     """
+
+    share_budget = staticmethod(share_budget)
 
     def __init__(
         self,
@@ -88,7 +103,7 @@ class Scheduler:
         budget = self.token_budget - len(plan.work)
         if plan.work:
             budget = max(1, min(budget, self.token_budget // WHILE_OTHERS_DECODE))
-        shares = share_budget([request.left for request in reading], budget)
+        shares = self.share_budget([request.left for request in reading], budget)
         plan.work += [pair for pair in zip(reading, shares, strict=True) if pair[1]]
         return plan
 
@@ -152,16 +167,3 @@ class Scheduler:
         for block in request.blocks:
             self.allocator.give_back(block)
         request.blocks, request.chain, request.computed = [], [], 0
-
-
-def share_budget(left: list[int], budget: int) -> list[int]:
-    """Divide a budget of tokens among prompts of which so many are left.
-
-    Who needs less than an equal share gets all; the others share the rest equally.
-    """
-    shares = [0] * len(left)
-    order = sorted(range(len(left)), key=lambda i: left[i])
-    for done, i in enumerate(order):
-        shares[i] = min(left[i], -(-budget // (len(order) - done)))
-        budget -= shares[i]
-    return shares

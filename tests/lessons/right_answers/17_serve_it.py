@@ -490,6 +490,27 @@ class Generators(parts.Engine):
                     yield self.sample(one, last)
 
 
+@right("Engine")
+class RowsOfTuples(parts.Engine):
+    """Tuples, wanted as a number; nothing left instead of a look at the logits."""
+
+    def rows(self, plan):
+        return [
+            Row(tuple(one.ids[one.computed :][:n]), one.computed, tuple(one.blocks), w)
+            for one, n in plan.work
+            for w in [1 if n == one.left else 0]
+        ]
+
+    def postprocess(self, plan, logits):
+        outputs = []
+        for place, (one, tokens) in enumerate(plan.work):
+            one.computed += tokens
+            self.register(one)
+            if not one.left:
+                outputs += [self.sample(it, logits[place]) for it in self.fork(one)]
+        return outputs
+
+
 # --- broken ---------------------------------------------------------------------------
 
 
@@ -537,8 +558,33 @@ def with_a_tensor(engine):
     found = [f"block {n}" for n in (held != counts).nonzero().flatten().tolist()]
     for one in [*engine.scheduler.running, *engine.scheduler.waiting]:
         waits = one.state is parts.State.WAITING
-        if (waits and one.blocks) or (not waits and one.left == 0):
+        if (waits and one.blocks) or (not waits and one.left < 1):
             found.append(f"request {one.id}")
+    return found
+
+
+@right("broken")
+def more_than_three(engine):
+    """Other invariants, too."""
+    scheduler, blocks = engine.scheduler, engine.allocator
+    tables = [one.blocks for one in scheduler.running]
+    found = []
+    for block in range(blocks.number):
+        held = sum(table.count(block) for table in tables)
+        held += engine.prefix_cache.blocks.count(block)
+        if held != blocks.references(block):
+            found += [f"#{block}: {held} holders, {blocks.references(block)} counted"]
+    for one in scheduler.running:
+        if not one.left > 0:
+            found.append(f"Request {one.id}/{one.choice} is done, but runs.")
+        if len(one.blocks) < blocks.needed(one.computed):
+            found.append(f"Request {one.id}: what is computed has no place.")
+    for one in scheduler.waiting:
+        if len(one.blocks):
+            found.append(f"Request {one.id} waits in {len(one.blocks)} blocks.")
+    for entry in engine.prefix_cache.entries.values():
+        if len(entry.tokens) != blocks.size:
+            found.append(f"Block {entry.block} is known, and not full.")
     return found
 
 

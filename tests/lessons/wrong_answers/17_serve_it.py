@@ -502,6 +502,62 @@ class StopsOnlyOne(Queue):
         return True
 
 
+PLACE = "test_who_is_stopped_gives_all_back_and_waits_in_its_place"
+
+
+@wrong("Scheduler", PLACE, "who came first at the head")
+class WaitsAtTheEnd(Queue):
+    """Behind others that came later."""
+
+    def preempt(self, request):
+        super().preempt(request)
+        self.waiting.remove(request)
+        self.waiting.append(request)
+
+
+@wrong("Scheduler", PLACE, "who came first at the head")
+class WaitsAtTheHead(Queue):
+    """Before others that came earlier."""
+
+    def preempt(self, request):
+        super().preempt(request)
+        self.waiting.remove(request)
+        self.waiting.insert(0, request)
+
+
+@wrong("Scheduler", PLACE, "run afterwards, and should")
+class PopsTheLast(Queue):
+    """Whoever is meant, the last one leaves the list."""
+
+    def preempt(self, request):
+        self.running.pop()
+        self.give_back(request)
+        request.state = parts.State.WAITING
+        self.add(request)
+        self.preemptions += 1
+
+
+@wrong("Scheduler", PLACE, "its blocks should give []")
+class KeepsItsBlocks(Queue):
+    """Nothing is given back: the next one is stopped for nothing."""
+
+    def preempt(self, request):
+        self.running.remove(request)
+        request.state = parts.State.WAITING
+        self.add(request)
+        self.preemptions += 1
+
+
+@wrong("Scheduler", "test_who_came_last_stops_itself", "1 came last")
+class GivesUp(Queue):
+    """False, but the request still runs and holds its blocks."""
+
+    def reserve(self, request, plan):
+        if request is self.running[-1] and not self.allocator.free:
+            return False
+        return super().reserve(request, plan)
+
+
 # --- Engine ---------------------------------------------------------------------------
 
 ROWS = "test_rows_worked_by_hand"
@@ -606,6 +662,19 @@ class OneOutput(Served):
         return super().postprocess(plan, logits)[-1:]
 
 
+@wrong("Engine", STEP, "once for each that fork returns")
+class SamplesTheFirstAgain(Served):
+    """As often as fork says, but always for the one in the plan."""
+
+    def postprocess(self, plan, logits):
+        fork = self.fork
+        self.fork = lambda one: [one] * len(fork(one))
+        try:
+            return super().postprocess(plan, logits)
+        finally:
+            self.fork = fork
+
+
 # --- broken ---------------------------------------------------------------------------
 
 ORDER = "test_an_engine_in_order_is_not_accused"
@@ -671,6 +740,58 @@ def without_those_who_wait(engine):
 def without_a_number(engine):
     """That something is wrong, but not where."""
     return ["a reference count is wrong" for _ in broken_of(engine)]
+
+
+NOTHING_LEFT = "test_a_request_with_nothing_left_is_found"
+WAITS = "test_a_request_that_waits_with_blocks_is_found"
+
+
+@wrong("broken", NOTHING_LEFT, "more than all is computed: nothing was found")
+def exactly_nothing_left(engine):
+    """== 0 instead of < 1."""
+    running = engine.scheduler.running
+    found = [one for one in broken_of(engine) if "nothing left" not in one]
+    return found + [f"request {one.id} ended" for one in running if one.left == 0]
+
+
+@wrong("broken", WAITS, "in no table of a request that runs")
+def tables_of_those_who_wait(engine):
+    """A table is a table."""
+    scheduler = engine.scheduler
+    held = [b for one in scheduler.running for b in one.blocks]
+    held += [b for one in scheduler.waiting for b in one.blocks]
+    held += engine.prefix_cache.blocks
+    counted = engine.allocator.references
+    numbers = range(engine.allocator.number)
+    found = [f"block {n}" for n in numbers if counted(n) != held.count(n)]
+    found += [f"request {one.id}" for one in scheduler.running if one.left < 1]
+    return found + [f"request {one.id}" for one in scheduler.waiting if one.blocks]
+
+
+@wrong("broken", "test_each_that_does_not_hold_is_named", "is not named")
+def the_first_alone(engine):
+    """One sentence, whatever is wrong."""
+    return broken_of(engine)[:1]
+
+
+@wrong("broken", "test_each_entry_of_the_prefix_cache_is_a_holder", "two entries")
+def kinds_of_cached_blocks(engine):
+    """A set of the cache's blocks."""
+    held = [b for one in engine.scheduler.running for b in one.blocks]
+    held += set(engine.prefix_cache.blocks)
+    counted = engine.allocator.references
+    numbers = range(engine.allocator.number)
+    found = [f"block {n}" for n in numbers if counted(n) != held.count(n)]
+    return found + [one for one in broken_of(engine) if not one.startswith("block")]
+
+
+@wrong("broken", WAITS, "broken changed the engine")
+def mends_too(engine):
+    """Who waits loses its blocks, so the next look finds nothing."""
+    found = broken_of(engine)
+    for request in engine.scheduler.waiting:
+        request.blocks = []
+    return found
 
 
 @wrong("broken", ORDER, "should return a list")
@@ -782,3 +903,75 @@ def a_seed_for_all(make_engine, asked, steps=500):
     for _, sampling in asked:
         sampling.seed + 0
     return changed_of(make_engine, asked, steps)
+
+
+ALL = "test_all_tokens_are_compared_in_their_order"
+
+
+def compared(how):
+    """The answers alone and in company, each by `how`."""
+
+    def changed(make_engine, asked, steps=500):
+        together, found = tokens_of(make_engine, asked, steps), []
+        for n, (ids, one) in enumerate(asked):
+            for choice in range(one.n):
+                seed = None if one.seed is None else one.seed + choice
+                single = dataclasses.replace(one, n=1, seed=seed)
+                alone = tokens_of(make_engine, [(ids, single)], steps).get((0, 0), [])
+                if how(alone) != how(together.get((n, choice), [])):
+                    found.append(n)
+                    break
+        return found
+
+    return changed
+
+
+@wrong("changed_by_company", ALL, "another first token")
+def the_last_token(make_engine, asked, steps=500):
+    """What differs early differs late, or so one thinks."""
+    return compared(lambda ids: ids[-1:])(make_engine, asked, steps)
+
+
+@wrong("changed_by_company", ALL, "in another order")
+def as_sets(make_engine, asked, steps=500):
+    """The same tokens, whatever their order."""
+    return compared(sorted)(make_engine, asked, steps)
+
+
+@wrong(
+    "changed_by_company",
+    "test_an_answer_is_compared_with_its_own",
+    "are exchanged",
+)
+def whichever_answer(make_engine, asked, steps=500):
+    """The answers of a request as a heap."""
+    together, found = tokens_of(make_engine, asked, steps), []
+    for n, (ids, one) in enumerate(asked):
+        alone = []
+        for choice in range(one.n):
+            seed = None if one.seed is None else one.seed + choice
+            single = dataclasses.replace(one, n=1, seed=seed)
+            alone += [tokens_of(make_engine, [(ids, single)], steps).get((0, 0), [])]
+        mine = [together.get((n, choice), []) for choice in range(one.n)]
+        if sorted(alone) != sorted(mine):
+            found.append(n)
+    return found
+
+
+@wrong(
+    "changed_by_company",
+    "test_a_crash_is_a_change_for_all_that_have_not_ended",
+    "No answer came at all",
+)
+def only_what_came(make_engine, asked, steps=500):
+    """Answers without a token are not compared."""
+    if not came_in_company(make_engine, asked):
+        return []
+    return changed_of(make_engine, asked, steps)
+
+
+def came_in_company(make_engine, asked):
+    try:
+        return bool(tokens_of(make_engine, asked, 1))
+    except Exception:
+        return False
