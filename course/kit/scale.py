@@ -6,9 +6,10 @@ import logging
 import os
 from pathlib import Path
 
-MISSING = (
-    "Ray is not installed, so nothing happens here; `python start.py scale` adds it."
-)
+from course.paths import COMMAND, INSTALLED
+
+GET = "pip install 'ray[client,data]' aiohttp" if INSTALLED else f"{COMMAND} scale"
+MISSING = f"Ray is not installed, so nothing happens here; `{GET}` adds it."
 # Read by Ray when it is imported or started. What it reports goes to its logs alone,
 # and a busy machine gets more than 30 s to start its processes.
 SETTINGS = {

@@ -131,7 +131,7 @@ def slides(notebook) -> list[str]:
 
 def blocks(text: str) -> list[str]:
     """A cell's text, cut before each heading, without what is folded."""
-    text = re.sub(r"<details>.*?</details>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<details\b.*?</details>\s*", "", text, flags=re.DOTALL)
     pieces = re.split(r"^(?=#{1,3} )", text, flags=re.MULTILINE)
     return [piece.strip() for piece in pieces if piece.strip()]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from course.learner import doctor
-from course.saved import books, standing
+from course.saved import standing
 
 
 @pytest.fixture
@@ -20,8 +20,7 @@ def probes(monkeypatch):
     return said
 
 
-def test_a_healthy_course_is_one_block_and_code_0(course, probes, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "lesson_names", books.lesson_names)
+def test_a_healthy_course_is_one_block_and_code_0(course, probes, capsys):
     course.write("top_k_filter", course.RIGHT)
     standing.remember("04_top_k", "top_k_filter", course.RIGHT, passed=True)
     assert doctor.main() == 0
@@ -38,7 +37,6 @@ def test_a_healthy_course_is_one_block_and_code_0(course, probes, monkeypatch, c
 def test_what_is_broken_is_said_and_the_rest_still_comes(
     course, probes, monkeypatch, capsys
 ):
-    monkeypatch.setattr(doctor, "lesson_names", books.lesson_names)
     probes[doctor.TORCH] = ["ModuleNotFoundError: No module named 'torch'"]
     probes[doctor.MODEL] = ["ModuleNotFoundError: No module named 'torch'"]
     course.path().write_text("{", encoding="utf-8")

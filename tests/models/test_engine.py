@@ -548,7 +548,7 @@ def test_the_courses_model_runs_on_its_four_bits_and_gives_the_ids_of_generate()
     ]
     assert type(engine._runner._forward._parts.qkv).__name__ == "Q4_1"
     weight = model.model.layers[17].mlp.up_proj.weight.data
-    weight[100, 200] = torch.nextafter(weight[100, 200], torch.tensor(9.0))
+    weight[100, 200] = weight[100, 200].nextafter(weight.new_tensor(9.0))
     assert type(weights_of(model).qkv).__name__ == "F32", "another model by now"
 
 
