@@ -523,7 +523,9 @@ def test_logits_of_any_dtype_are_fitted(fit_temperature):
 
 # --- logit_lens -----------------------------------------------------------------------
 
-IDS = torch.tensor([[5, 17, 40, 8, 61], [33, 90, 12, 7, 55]])
+
+def two_rows():
+    return torch.tensor([[5, 17, 40, 8, 61], [33, 90, 12, 7, 55]])
 
 
 def trained(make, **config):
@@ -561,11 +563,11 @@ def parallel(a, b):
 @MODELS
 def test_the_last_row_is_what_the_model_says(logit_lens, make):
     model = trained(make)
-    got = logit_lens(model, IDS)
+    got = logit_lens(model, two_rows())
     call = f"logit_lens of a {make.__name__} of 3 layers and ids (2, 5)"
     expect.tensor(got, (4, 2, 5, 97), call)
     with torch.no_grad():
-        output = model(IDS, output_hidden_states=True)
+        output = model(two_rows(), output_hidden_states=True)
         head, norm = model.get_output_embeddings(), norm_of(model)
         last, before = output.hidden_states[-1], output.hidden_states[-2]
         if torch.allclose(got[-1], head(norm(last)), atol=1e-3):
@@ -582,14 +584,14 @@ def test_the_last_row_is_what_the_model_says(logit_lens, make):
 @MODELS
 def test_a_row_is_what_the_model_says_without_its_later_layers(logit_lens, make):
     model = trained(make)
-    got = logit_lens(model, IDS)
+    got = logit_lens(model, two_rows())
     call = f"logit_lens of a {make.__name__}"
     expect.tensor(got, (4, 2, 5, 97), call)
     with torch.no_grad():
-        states = model(IDS, output_hidden_states=True).hidden_states
+        states = model(two_rows(), output_hidden_states=True).hidden_states
         head, norm = model.get_output_embeddings(), norm_of(model)
         for layers in range(3):
-            wanted = cut(model, layers)(IDS).logits
+            wanted = cut(model, layers)(two_rows()).logits
             hint = f"A model of {layers} layers with the same weights says that."
             if torch.allclose(got[layers], head(states[layers]), atol=1e-3):
                 hint = "The norm is missing: it stands before the head."
@@ -617,11 +619,11 @@ def test_the_lens_of_one_row_and_one_token(logit_lens, make):
 @MODELS
 def test_the_lens_of_a_bfloat16_model_is_float32(logit_lens, make):
     model = trained(make).to(torch.bfloat16)
-    got = logit_lens(model, IDS)
+    got = logit_lens(model, two_rows())
     call = "logit_lens of a bfloat16 model"
     expect.tensor(got, (4, 2, 5, 97), call, torch.float32)
     with torch.no_grad():
-        wanted = model(IDS).logits.float()
+        wanted = model(two_rows()).logits.float()
     expect.same(got[-1], wanted, f"{call}: the last row", "", 0.1)
 
 
@@ -631,7 +633,7 @@ def test_the_lens_runs_the_model_once_without_gradients(logit_lens, make):
     model.base_model.register_forward_pre_hook(
         lambda *_: seen.append(torch.is_grad_enabled())
     )
-    ids = IDS.clone()
+    ids = two_rows()
     with expect.unchanged(ids=ids):
         got = logit_lens(model, ids)
     expect.returned(got, torch.Tensor, "logit_lens")
@@ -656,9 +658,11 @@ def hooks_of(model):
 def test_the_lens_leaves_the_model_as_it_was(logit_lens, make):
     model = trained(make).to(torch.bfloat16)
     with torch.no_grad():
-        model(IDS, output_hidden_states=True)  # transformers sets hooks of its own
+        model(
+            two_rows(), output_hidden_states=True
+        )  # transformers sets hooks of its own
     config, hooks = model.config.to_dict(), hooks_of(model)
-    logit_lens(model, IDS)
+    logit_lens(model, two_rows())
     assert hooks_of(model) == hooks, (
         "logit_lens left a hook on the model: remove() it, in a finally"
     )
@@ -866,10 +870,10 @@ def test_one_token_has_no_rank(token_ranks):
 @MODELS
 def test_ranks_of_a_model_are_those_of_a_sorted_list(token_ranks, make):
     model = make(seed=2)
-    got = token_ranks(model, IDS)
+    got = token_ranks(model, two_rows())
     call = f"token_ranks of a {make.__name__}"
     wanted = []
-    for row in IDS.tolist():
+    for row in two_rows().tolist():
         ranks = []
         for place in range(1, len(row)):
             with torch.no_grad():
