@@ -43,6 +43,9 @@ AS_LONG = "there are as many logits as rows"
 ONE_EACH = "there are as many contexts as rows"
 WORDS = "the words of a sentence are the author's; its numbers are checked"
 
+AT_THE_CROSSING = (
+    "where the sides are equal, the middle is the answer: both halves end there"
+)
 HALF_A_PERCENT = "within the half percent that is asked for"
 SQUARE = "a map of attention is square"
 ALIKE = "all layers have the same shape and device"
@@ -545,6 +548,7 @@ EQUIVALENT = {
         "_ in range(14): middle = → _ in range(15): middle =": HALF_A_PERCENT,
         "_ in range(14): middle = → _ in range(13): middle =": HALF_A_PERCENT,
         "])[:, 0] low, high → ])[:, -1] low, high": ONE_LEFT,
+        ".mean() > 0 low, → .mean() >= 0 low,": AT_THE_CROSSING,
     },
     "attention_rollout": {
         "torch.eye(seq, device=device) rollout = → torch.eye(seq) rollout =": ON_THE_CPU,

@@ -71,6 +71,15 @@ def with_where(model, ids, threshold):
 
 
 @right("fork_points")
+def without_the_last_token(model, ids, threshold):
+    """What comes behind the last token is not asked."""
+    with torch.no_grad():
+        p = model(ids[:, :-1]).logits[0].float().softmax(-1)
+    h = torch.special.entr(p).sum(-1).tolist()
+    return [place for place, nats in enumerate(h, 1) if nats > threshold]
+
+
+@right("fork_points")
 def shifted_mask(model, ids, threshold):
     """A flag for each token, the first one False."""
     with torch.no_grad():
@@ -259,6 +268,33 @@ def bisect_the_inverse(logits, targets):
     return 2 / (low + high)
 
 
+@right("fit_temperature")
+def golden_section_of_the_inverse_in_float32(logits, targets):
+    """In float32 the loss of a sharp distribution is 0, here it is not yet."""
+    z, ratio = logits.float(), (math.sqrt(5) - 1) / 2
+
+    def loss(inverse):
+        return torch.nn.functional.cross_entropy(z * inverse, targets).item()
+
+    low, high = 1 / 20, 20.0
+    while high - low > 1e-3 * low:
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if loss(a) <= loss(b) else (a, high)
+    return 2 / (low + high)
+
+
+@right("fit_temperature")
+def bisect_with_at_least(logits, targets):
+    """At equality up, not down."""
+    z, low, high = logits.float(), 0.05, 20.0
+    true = z.gather(-1, targets[:, None]).mean()
+    for _ in range(16):
+        middle = math.sqrt(low * high)
+        mean = ((z / middle).softmax(-1) * z).sum(-1).mean()
+        low, high = (middle, high) if mean >= true else (low, middle)
+    return math.sqrt(low * high)
+
+
 # --- logit_lens -----------------------------------------------------------------------
 
 
@@ -387,6 +423,14 @@ def searchsorted_ranks(model, ids):
     came = torch.gather(logits, -1, ids[:, 1:].unsqueeze(-1))
     ordered = (-logits).sort(-1).values.contiguous()
     return torch.searchsorted(ordered, (-came).contiguous()).squeeze(-1) + 1
+
+
+@right("token_ranks")
+def ranks_without_the_last_token(model, ids):
+    """What comes behind the last token is not asked."""
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).logits
+    return (logits > logits.gather(-1, ids[:, 1:, None])).sum(-1) + 1
 
 
 @right("token_ranks")

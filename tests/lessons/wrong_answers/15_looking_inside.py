@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import torch
 
 from course.making.answers import reference, wrong
@@ -162,6 +163,17 @@ def nested_places(model, ids, threshold):
     return ((entropies(model, ids)[:-1] > threshold).nonzero() + 1).tolist()
 
 
+@wrong(
+    "fork_points",
+    "test_an_entropy_equal_to_the_threshold_is_no_fork",
+    "should return a list, not an int",
+)
+def one_fork_is_a_number(model, ids, threshold):
+    """squeeze takes the last dimension, too."""
+    h = entropies(model, ids)[:-1]
+    return ((h > threshold).nonzero().squeeze() + 1).tolist()
+
+
 @wrong("fork_points", "test_forks_are_plain_numbers_from_one_call", "once")
 def a_call_for_each_place(model, ids, threshold):
     """The text again for each token."""
@@ -219,6 +231,15 @@ def one_has_a_bin_of_its_own(confidence, correct, bins):
     """No clamp: a confidence of 1 makes one bin more."""
     confidence, correct = checked(confidence, correct, bins)
     place = (confidence * bins).long()
+    total, right, count = summed(confidence, correct, bins, place)
+    return (total / count).float(), (right / count).float(), count
+
+
+@wrong("reliability", BINS, "1 belongs to the last bin")
+def one_comes_first(confidence, correct, bins):
+    """The remainder brings 1 back to the first bin."""
+    confidence, correct = checked(confidence, correct, bins)
+    place = (confidence * bins).long() % bins
     total, right, count = summed(confidence, correct, bins, place)
     return (total / count).float(), (right / count).float(), count
 
@@ -601,6 +622,39 @@ def gradients_of_the_head(model, ids):
     return torch.stack([head(s).float() for s in [*map(norm, inner), last]])
 
 
+LEFT = "test_the_lens_leaves_the_model_as_it_was"
+
+
+@wrong("logit_lens", LEFT, "left a hook on the model")
+@torch.no_grad()
+def a_hook_stays_on_the_norm(model, ids):
+    """Never removes it: each call adds another."""
+    norm, head, seen = final_norm(model), model.get_output_embeddings(), []
+    norm.register_forward_hook(lambda _, given, normed: seen.append(normed))
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s).float() for s in [*map(norm, inner), last]])
+
+
+@wrong("logit_lens", LEFT, "output_hidden_states in the config")
+@torch.no_grad()
+def states_for_good(model, ids):
+    """From now on each call of the model keeps all states."""
+    model.config.output_hidden_states = True
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = model(ids).hidden_states
+    return torch.stack([head(s).float() for s in [*map(norm, inner), last]])
+
+
+@wrong("logit_lens", LEFT, "not of the model")
+@torch.no_grad()
+def a_float32_model(model, ids):
+    """float() of a module works in place."""
+    model = model.float()
+    norm, head = final_norm(model), model.get_output_embeddings()
+    *inner, last = states_of(model, ids)
+    return torch.stack([head(s) for s in [*map(norm, inner), last]])
+
+
 # --- attention_rollout ----------------------------------------------------------------
 
 ROLL = "test_rollout_worked_by_hand"
@@ -771,6 +825,34 @@ def ranks_by_a_stable_sort(model, ids):
     ranks = (order == ids[:, 1:, None]).int().argmax(-1) + 1
     equal = (logits == logits.gather(-1, ids[:, 1:, None])).sum(-1) < 4
     return torch.where(equal, ranks_(model, ids), ranks)
+
+
+NEAR = "test_near_logits_are_not_equal"
+
+
+@wrong("token_ranks", NEAR, "in half precision they are equal")
+def ranks_in_half_precision(model, ids):
+    """Saves memory, and rounds logits to one value."""
+    logits = logits_of(model, ids)[:, :-1].bfloat16()
+    return (logits > logits.gather(-1, ids[:, 1:, None])).sum(-1) + 1
+
+
+@wrong("token_ranks", NEAR, "should be")
+def ranks_with_a_tolerance(model, ids):
+    """Takes near logits for equal."""
+    logits = logits_of(model, ids)[:, :-1]
+    return (logits > logits.gather(-1, ids[:, 1:, None]) + 1e-3).sum(-1) + 1
+
+
+@wrong("token_ranks", RANK, "two of them equally so")
+def dense_ranks(model, ids):
+    """Counts equal tokens once."""
+    logits = logits_of(model, ids)[:, :-1]
+    ranks = torch.ones_like(ids[:, 1:])
+    for row, place in numpy.ndindex(*ranks.shape):
+        values = logits[row, place]
+        ranks[row, place] += (values.unique() > values[ids[row, place + 1]]).sum()
+    return ranks
 
 
 @wrong("token_ranks", RANK, "should be torch.int64")
