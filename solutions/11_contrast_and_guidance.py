@@ -233,8 +233,8 @@ check(cfg_decode)
 # The proof on the real model:
 
 # %% tags=["nbval-check-output"]
-mine = cfg_decode(model, told, untold, 2.0, 10, pick_greedy, [EOS])
-options = {"guidance_scale": 2.0, "do_sample": False, "max_new_tokens": 10}
+mine = cfg_decode(model, told, untold, 2.0, 7, pick_greedy, [EOS])
+options = {"guidance_scale": 2.0, "do_sample": False, "max_new_tokens": 7}
 theirs = model.generate(told, negative_prompt_ids=untold, **options)
 print("the same ids as generate:", torch.equal(mine, theirs))
 print(new_text(told, mine))
@@ -323,7 +323,7 @@ pairs = [(system, question) for system in CONDITIONS for question in QUESTIONS]
 tokens, logprobs, gains = sweep(
     [chat(question, system) for system, question in pairs],
     [chat(question) for _, question in pairs],
-    14,
+    10,
 )
 ended = (tokens == EOS).cumsum(-1) - (tokens == EOS).long() > 0  # behind an EOS
 lengths = (~ended).sum(-1)
@@ -372,14 +372,15 @@ for name, middle in middles.items():
 # the plain model is by the text; how much likelier the condition makes it; and how many
 # of the eight texts have a word that shows the condition.
 #
-# Between 0 and 1 the condition does its work, without guidance. From 1 to 2 the gain
-# hardly moves in the median (for some texts it doubles), beyond that it rises: the text
-# is more and more one that only the condition explains. The first panel has the price.
-# At scale 2 the perplexity is not yet twice that of plain greedy text, at 5 it is more
-# than ten times as high, and the texts fall apart. The words that a reader looks for
-# are most frequent at 2; far beyond it pirates write "Barn storm be lookin'". (Eight
-# texts are few: 7 against 5 of them is no proof.) text-generation-webui's manual, with
-# reference to the paper, calls 1.5 a good value.
+# Between 0 and 1 the condition does its work, without guidance. (At 0 the text knows
+# nothing of it, so the plain model, which does, is a little surprised.) Beyond 1 the
+# gain goes on rising: the text is more and more one that only the condition explains.
+# The first panel has the price. At scale 2 the perplexity is not yet twice that of
+# plain greedy text, at 5 it is more than ten times as high, and the texts fall apart.
+# The words that a reader looks for are most frequent at 2; far beyond it pirates write
+# "Barn storm be lookin'". (Eight texts of ten tokens are few: 6 of them against 4 is no
+# proof.) text-generation-webui's manual, with reference to the paper, calls 1.5 a good
+# value.
 #
 # The cost is two calls for each token, and two caches. It is the same loop that users
 # of an engine once wrote with *one* cache: the second text then read the keys of the
@@ -390,7 +391,7 @@ for name, middle in middles.items():
 # ## 3. Trust the text, not the memory
 #
 # The same line, another pair. A model reads a text that contradicts what it has learned
-# (an update, a story, the documents of a search) and answers from memory all the same.
+# (an update, a story, the documents of a search), and its memory still has a say.
 # *Context-aware decoding* (Shi et al., 2024) moves the answer further in the direction
 # that the context has pushed it: *a* and *b* are the model with the context, *c* is the
 # model without.
@@ -430,8 +431,9 @@ def context_aware(
 check(context_aware)
 
 # %% [markdown]
-# Four texts that contradict what everybody knows. **Predict:** does more weight always
-# make the answer of the text more likely?
+# Four texts that contradict what everybody knows. The figure begins at weight -1, which
+# is the model without the text: with - (with - without). **Predict:** does more weight
+# always make the answer of the text more likely?
 
 # %%
 STORIES = (  # context | question | its answer | the usual answer
@@ -442,7 +444,7 @@ STORIES = (  # context | question | its answer | the usual answer
     "In this story, the capital of France is Madrid."
     "|The capital of France is|Madrid|Paris"
 )
-weights = [0, 0.5, 1, 1.5, 2, 3]
+weights = [-1, 0, 0.5, 1, 1.5, 2, 3]
 fig, axes = plt.subplots(1, 4, figsize=(8.6, 2.5), sharey=True)
 for ax, story in zip(axes, STORIES.splitlines(), strict=True):
     context, question, *answers = story.split("|")
@@ -453,17 +455,20 @@ for ax, story in zip(axes, STORIES.splitlines(), strict=True):
     for answer in dict.fromkeys(answers):
         place = tokenizer(" " + answer)["input_ids"][0]
         ax.plot(weights, [s.softmax(-1)[0, place] for s in scores], label=answer)
+    ax.axvline(0, color=figures.GREY, linestyle=":")
     ax.set(xlabel="weight", ylim=(0, 1))
     ax.legend(fontsize=8, loc="center right")
 axes[0].set(ylabel="probability")
 plt.show()
 
 # %% [markdown]
-# In three of four the text wins, already with a weight of ½. In the fourth the answer
-# gains at first and then loses to "Spain": Madrid and Spain were both made likelier by
-# the text, Spain was nearly impossible without it, and a large weight rewards exactly
-# that. Extrapolating goes in the right direction, and then too far. The price: both
-# texts are run, so two calls for each token.
+# Without the text (-1) the model is sure of "cold" and "Paris"; to the other questions
+# it has no answer. With it (0) the text's answer comes first, but has only 18% to 43%,
+# and "Paris" is close behind "Madrid". In three of four the answer wins with a weight
+# of ½. In the fourth it gains at first and then loses to "Spain": Madrid and Spain were
+# both made likelier by the text, Spain was nearly impossible without it, and a large
+# weight rewards exactly that. Extrapolating goes in the right direction, and then too
+# far. The price: both texts are run, so two calls for each token.
 #
 # ## 4. An expert and an amateur
 #
@@ -498,7 +503,7 @@ def steered(prompt, new, score):
 
 
 NIGHT = "It was a dark and stormy night."
-greedy_ids, text = steered(NIGHT, 24, lambda logits, ids: logits)
+greedy_ids, text = steered(NIGHT, 18, lambda logits, ids: logits)
 print(f"rep-3 {rep_n(greedy_ids, 3):.2f}: {text!r}")
 
 # %% [markdown]
@@ -615,17 +620,16 @@ check(contrastive)
 for alpha in (0, 0.1):
     ids, text = steered(
         NIGHT,
-        24,
+        18,
         lambda logits, ids, a=alpha: contrastive(logits, nearsighted(ids), a, 0.5),
     )
     print(f"alpha {alpha}: rep-3 {rep_n(ids, 3):.2f} {text!r}")
 
 # %% [markdown]
-# No mask, no text. With it the ghosts are gone: what repeats is what a nearsighted
-# reader expects. One beginning shows what can happen, not how often. And be clear about
-# the amateur: it is no small model, and it costs as much for each token as any other
-# call of the same model (a small model is cheaper, and that is why the paper uses one;
-# it tries a nearsighted one as well).
+# No mask, no text. With it the ghosts are gone. One beginning shows what can happen, not
+# how often. And be clear about the amateur: it is no small model, and it costs as much
+# for each token as any other call of the same model (a small model is cheaper, and that
+# is why the paper uses one; it tries a nearsighted one as well).
 #
 # ## 5. Tuning by proxy
 #
@@ -733,7 +737,7 @@ for weight in (0, 0.5, 1):
     print(f"weight {weight}: {text!r}")
 
 # %% [markdown]
-# Two tables from ten lines of text make a model of 135 million parameters say "thou",
+# Two tables from a dozen lines of text make a model of 135 million parameters say "thou",
 # with its grammar ("hath"). With weight 1 it is stuck in the tables' few phrases: a
 # small model hands on its ignorance, too. The price is two calls of a small model for
 # each token; here, two look-ups. The three vocabularies must be the same: token 1,000
@@ -747,8 +751,7 @@ for weight in (0, 0.5, 1):
 # is settled early, facts late, so the difference holds the facts.
 #
 # Which layer? The one that disagrees most with the last one. *Disagree* is measured with
-# the Jensen–Shannon divergence, a distance between distributions that is symmetric and
-# never infinite.
+# the Jensen–Shannon divergence, which is symmetric and never infinite.
 
 # %% [markdown]
 # ### Exercise 11.7 · `js_divergence`
@@ -830,7 +833,7 @@ def lens(states):
     return model.get_output_embeddings()(norm(states))
 
 
-TEXT = "The author of Hamlet was William Shakespeare, who was born in England in the"
+TEXT = "The author of Hamlet was William Shakespeare, who was born in England"
 states, final = hidden_states(TEXT)
 far = torch.stack([js_divergence(final, lens(layer)) for layer in states])
 head = model.get_output_embeddings()
@@ -950,9 +953,9 @@ wins = dict.fromkeys(["greedy", *SETS], 0)
 for question, answer in facts:
     states, final = hidden_states(question)
     scores = {"greedy": final[-1:]}
-    early = lens(states[:, -1:])  # (layers, 1, vocab)
     for name, layers in SETS.items():
-        scores[name] = dola(final[-1:], early[layers], 0.1)
+        early = lens(states[layers, -1:])  # (layers, 1, vocab)
+        scores[name] = dola(final[-1:], early, 0.1)
     said = {k: tokenizer.decode([s.argmax().item()]) for k, s in scores.items()}
     for name in wins:
         wins[name] += said[name] == answer
@@ -1131,8 +1134,9 @@ for name, run in runs.items():
 # | contrastive search | (another formula) | 1 call of k rows |
 #
 # DoLa and Li et al.'s contrastive decoding have no *a*: they rank by *b* - *c* alone,
-# so that all depends on the mask. Two calls for one token halve the speed; whoever can run both texts as two rows of one
-# batch pays less (lesson 07: a second row is nearly free where memory is the limit).
+# so that all depends on the mask. Two calls for one token halve the speed; whoever can
+# run both texts as two rows of one batch pays less (lesson 07: a second row is nearly
+# free where memory is the limit).
 #
 # ## Questions
 #

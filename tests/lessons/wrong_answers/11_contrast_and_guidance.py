@@ -276,6 +276,51 @@ def changed_places(model, ids, negative_ids, scale, new, pick, eos_ids):
     return loop(model, ids, negative_ids, scale, new, pick, eos_ids, step=step)
 
 
+@wrong("cfg_decode", SCORES, "the scores are those of `guide`")
+def guided_bare_logits(model, ids, negative_ids, scale, new, pick, eos_ids):
+    """The formula on bare logits: the same distribution, other values."""
+
+    def step(model, state, text, negative, scale):
+        cond = run(model, state, "text", text)
+        uncond = run(model, state, "negative", negative)
+        return uncond + scale * (cond - uncond)
+
+    return loop(model, ids, negative_ids, scale, new, pick, eos_ids, step=step)
+
+
+@wrong("cfg_decode", SCORES, "the scores are those of `guide`")
+def guided_and_normalised(model, ids, negative_ids, scale, new, pick, eos_ids):
+    """A log_softmax between guide and pick."""
+
+    def pick_of_it(scores):
+        return pick(scores.log_softmax(-1))
+
+    return decode_(model, ids, negative_ids, scale, new, pick_of_it, eos_ids)
+
+
+SEED = "test_the_same_seed_gives_the_ids_of_generate"
+
+
+@wrong("cfg_decode", SEED, "Each of `eos_ids` ends the text, and is appended")
+def breaks_before_it_appends(model, ids, negative_ids, scale, new, pick, eos_ids):
+    """Looks for the EOS before it appends the token."""
+    out, fed, other, one, two = ids, ids, negative_ids, None, None
+    for _ in range(new):
+        cond, one = cached_step(model, fed, one)
+        uncond, two = cached_step(model, other, two)
+        fed = other = pick(guide_(cond, uncond, scale))
+        if fed.item() in eos_ids:
+            break
+        out = torch.cat([out, fed], -1)
+    return out
+
+
+@wrong("cfg_decode", SEED, "Each of `eos_ids` ends the text, and is appended")
+def knows_the_first_eos(model, ids, negative_ids, scale, new, pick, eos_ids):
+    """Compares with eos_ids[0]."""
+    return decode_(model, ids, negative_ids, scale, new, pick, eos_ids[:1])
+
+
 # --- context_aware --------------------------------------------------------------------
 
 TRUST = "test_trust_in_the_context_worked_by_hand"
@@ -323,6 +368,24 @@ def trust_in_half_precision(with_context, without, weight):
 def trust_in_float32_too_late(with_context, without, weight):
     """Rounds the difference to half precision."""
     return (with_context + weight * (with_context - without)).float()
+
+
+@wrong("context_aware", TRUST, "the weight starts elsewhere")
+def off_by_one_the_other_way(with_context, without, weight):
+    """Converts the weight with - 1 instead of + 1."""
+    return guide_(with_context, without, weight - 1)
+
+
+@wrong(
+    "context_aware",
+    "test_trust_in_the_context_leaves_its_arguments_alone",
+    "was changed",
+)
+def the_context_itself(with_context, without, weight):
+    """With weight 0 there is nothing to do, so it returns its argument."""
+    if weight == 0:
+        return with_context.float()
+    return guide_(with_context, without, 1 + weight)
 
 
 # --- plausible ------------------------------------------------------------------------
@@ -496,6 +559,20 @@ def contrast_in_half_precision(expert, amateur, alpha, beta):
 def any_alpha(expert, amateur, alpha, beta):
     """No look at alpha."""
     return masked(guide_(expert, amateur, 1 + beta), expert, min(max(alpha, 0), 1))
+
+
+@wrong("contrastive", CONTRAST, "~ turns a mask")
+def without_the_tilde(expert, amateur, alpha, beta):
+    """masked_fill fills where the mask is True."""
+    scores = guide_(expert, amateur, 1 + beta)
+    return scores.masked_fill(plausible_(expert, alpha), -INF)
+
+
+@wrong("contrastive", CONTRAST, "expert and amateur have changed places")
+def guided_towards_the_amateur(expert, amateur, alpha, beta):
+    """guide with its arguments the wrong way round."""
+    scores = guide_(amateur, expert, 1 + beta)
+    return scores.masked_fill(~plausible_(expert, alpha), -INF)
 
 
 # --- proxy_tune -----------------------------------------------------------------------
@@ -672,6 +749,22 @@ def divergence_in_half_precision(p_logits, q_logits):
     return js_(p_logits, q_logits).to(p_logits.dtype)
 
 
+@wrong("js_divergence", JS, "Or: KL to the mean m")
+def from_one_to_the_other(p_logits, q_logits):
+    """The mean of KL(p, q) and KL(q, p), infinite where one has 0."""
+    a, b = logp(p_logits), logp(q_logits)
+    return ((a.exp() - b.exp()) * (a - b)).sum(-1) / 2
+
+
+@wrong("js_divergence", JS, "should be [0.215762, 0, 0.693147], not [16")
+def the_mean_of_the_logits(p_logits, q_logits):
+    """m from the mean of the logits: no mean of distributions."""
+    p, q = p_logits.float().softmax(-1), q_logits.float().softmax(-1)
+    m = ((p_logits + q_logits) / 2).float().softmax(-1).clamp(min=1e-30)
+    parts = (torch.special.xlogy(x, x / m).sum(-1) for x in (p, q))
+    return sum(parts) / 2
+
+
 # --- dola -----------------------------------------------------------------------------
 
 OWN = "test_each_row_has_a_layer_of_its_own"
@@ -706,6 +799,17 @@ def chosen_the_wrong_way_round(final, early, alpha):
     return with_layers(final, early, alpha, far.argmax(0))
 
 
+@wrong(
+    "dola",
+    "test_the_layer_is_that_of_the_jensen_shannon_divergence",
+    "nor does KL(p ‖ q)",
+)
+def chosen_by_one_kl(final, early, alpha):
+    """KL from the final layer to the early one."""
+    far = torch.stack([one_kl.value(final, layer) for layer in early])
+    return with_layers(final, early, alpha, far.argmax(0))
+
+
 @wrong("dola", OWN, "The layer that differs most")
 def the_nearest_layer(final, early, alpha):
     """argmin."""
@@ -719,7 +823,7 @@ def layers_without_a_mask(final, early, alpha):
     return dola_(final, early, 0)
 
 
-@wrong("dola", LAYERS, "should be")
+@wrong("dola", LAYERS, "Plausible for the final layer")
 def plausible_for_the_early_layer(final, early, alpha):
     """The wrong judge."""
     chosen = far_of(final, early).argmax(0)
@@ -734,7 +838,7 @@ def the_last_early_layer(final, early, alpha):
     return with_layers(final, early, alpha, torch.full_like(far[0], 0).long())
 
 
-@wrong("dola", LAYERS, "should be")
+@wrong("dola", LAYERS, "final minus early")
 def early_minus_final(final, early, alpha):
     """The wrong sign."""
     chosen = far_of(final, early).argmax(0)
@@ -742,7 +846,7 @@ def early_minus_final(final, early, alpha):
     return masked(logp(amateur) - logp(final), final, alpha)
 
 
-@wrong("dola", LAYERS, "should be")
+@wrong("dola", LAYERS, "counted twice")
 def the_expert_counts_twice(final, early, alpha):
     """The form of contrastive decoding with beta 1."""
     chosen = far_of(final, early).argmax(0)
