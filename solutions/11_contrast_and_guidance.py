@@ -344,8 +344,8 @@ shown = torch.tensor(
 mean_logprob = logprobs.masked_fill(ended, 0).sum(-1) / lengths
 mean_gain = gains.masked_fill(ended, 0).sum(-1) / lengths
 curves = {  # for each text and scale, and the middle of the texts
-    "perplexity, plain model": (-mean_logprob).exp(),
-    "gain in nats a token": mean_gain,
+    "perplexity, plain model": (-mean_logprob).exp().cpu(),
+    "gain in nats a token": mean_gain.cpu(),
 }
 middles = {name: values.median(0).values for name, values in curves.items()}
 middles["share with a telling word"] = shown.double().mean(0)
@@ -454,7 +454,7 @@ for ax, story in zip(axes, STORIES.splitlines(), strict=True):
     answers.append(tokenizer.decode([scores[-1].argmax().item()]).strip())
     for answer in dict.fromkeys(answers):
         place = tokenizer(" " + answer)["input_ids"][0]
-        ax.plot(weights, [s.softmax(-1)[0, place] for s in scores], label=answer)
+        ax.plot(weights, [s.softmax(-1)[0, place].item() for s in scores], label=answer)
     ax.axvline(0, color=figures.GREY, linestyle=":")
     ax.set(xlabel="weight", ylim=(0, 1))
     ax.legend(fontsize=8, loc="center right")
@@ -835,10 +835,10 @@ def lens(states):
 
 TEXT = "The author of Hamlet was William Shakespeare, who was born in England"
 states, final = hidden_states(TEXT)
-far = torch.stack([js_divergence(final, lens(layer)) for layer in states])
+far = torch.stack([js_divergence(final, lens(layer)) for layer in states]).cpu()
 head = model.get_output_embeddings()
 with torch.no_grad():
-    bare = torch.stack([js_divergence(final, head(layer)) for layer in states])
+    bare = torch.stack([js_divergence(final, head(layer)) for layer in states]).cpu()
 
 # %%
 first = min(2, len(states) - 1)  # the layers below are no candidates
