@@ -915,11 +915,11 @@ for i in p.topk(5).indices.tolist():
     print(f"p {p[i]:.3f}   after 1, 2, 5 and 30 layers: {after}")
 
 # %% [markdown]
-# With g = 1 a token gains in that layer, with g = 0 it loses. Of all five likeliest ones less
-# than 0.01 is left after 30 layers: another token, with more ones, has most of the probability. For this key and
-# this context, that is. Averaged over all g, the distribution is p again (one of the checks
-# sums it up), as with the race: a single key prefers, all keys together do not. And
-# `transformers` does not mark a context that comes again in the same text.
+# With g = 1 a token gains in that layer, with g = 0 it loses. Of all five likeliest ones less than
+# 0.01 is left after 30 layers: another token, with more ones, has most of the probability. For this
+# key and this context, that is. Averaged over all g, the distribution is p again (one of the checks
+# sums it up), as with the race: a single key prefers, all keys together do not. And `transformers`
+# does not mark a context that comes again in the same text.
 #
 # Both marks on our eight prompts. (The tournament among the 64 likeliest tokens, which is quick.
 # SGLang, too, plays it among some candidates only.)
