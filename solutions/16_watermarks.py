@@ -114,32 +114,37 @@ def green_ids(
 check(green_ids)
 
 # %% [markdown]
-# What may come behind "Once upon a time there was a"? The five likeliest tokens, under two keys.
-# **Predict:** how many of five are green if γ is ¼? And does "the same token" mean "the same
-# colour" behind another word?
+# What may come behind "Once upon a time there was a"? The five likeliest tokens, behind that "a" and
+# behind two other words, under two keys. **Predict:** how many of five are green if γ is ¼? And
+# does "the same token" mean "the same colour" behind another word?
 
 # %%
 KEY, GAMMA = 15485863, 0.25  # the defaults of transformers
 
 
-def colours(text, key, best=5):
-    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
-    with torch.no_grad():
-        top = model(ids).logits[0, -1].topk(best).indices.tolist()
-    green = set(green_ids(ids[0, -1].item(), key, VOCAB, GAMMA).tolist())
-    words = [figures.token_label(tokenizer, i) for i in top]
+story = tokenizer("Once upon a time there was a", return_tensors="pt").input_ids
+with torch.no_grad():
+    best = model(story.to(model.device)).logits[0, -1].topk(5).indices.tolist()
+
+
+def colours(word, key):
+    """The five, in capitals where they are green behind this word."""
+    previous = tokenizer(word).input_ids[-1]
+    green = set(green_ids(previous, key, VOCAB, GAMMA).tolist())
+    words = [figures.token_label(tokenizer, i) for i in best]
     return "  ".join(
-        w.upper() if i in green else w for i, w in zip(top, words, strict=True)
+        w.upper() if i in green else w for i, w in zip(best, words, strict=True)
     )
 
 
-for text in ("Once upon a time there was a", "The king had a very"):
+for word in (" a", " the", " very"):
     for key in (KEY, 99):
-        print(f"{text:29} key {key:8}: {colours(text, key)}")
+        print(f"behind {word!r:7}  key {key:8}: {colours(word, key)}")
 
 # %% [markdown]
-# (Green ones in capitals.) On average one of four, and each pair of key and previous token has
-# a list of its own.
+# (Green ones in capitals.) Each pair of key and previous token has a list of its own, and in it a
+# token may have another colour. Of the whole vocabulary exactly a quarter is green each time; of
+# five tokens it may be none, or three.
 #
 # How secret is the key? torch's generator on the CPU takes a seed of 64 bits, and uses 32 of
 # them:
@@ -689,7 +694,7 @@ for low, high in ((0, 1), (1, 3), (3, 5), (5, 11)):
 # token is one that the model may well have drawn, with its right probability. Whoever has the key
 # makes the same numbers again, and sees that the text follows them.
 #
-# Lesson 03's race is made for it: E/p for each token, with E from Exp(1), and the smallest
+# Lesson 03's race is made for it: p/E for each token, with E from Exp(1), and the largest
 # wins. In papers it is called the *Gumbel* watermark, after the same race in logarithms.
 
 # %% [markdown]
@@ -748,7 +753,8 @@ def gumbel_pick(logits: torch.Tensor, context: torch.Tensor, key: int) -> torch.
 check(gumbel_pick)
 
 # %% [markdown]
-# Two runs of one prompt, with other seeds. **Predict:** are the texts the same?
+# The next token of one prompt, drawn five times after each of two seeds, with the key and as usual.
+# **Predict:** how many different tokens are there in each line?
 
 # %%
 with torch.no_grad():
@@ -836,10 +842,10 @@ check(gumbel_score)
 # difficulty ★★☆ · importance ★★☆ · 15 min · our answer: 6 lines
 #
 # What a tournament does to the probabilities. In one layer two tokens are drawn from p, and the
-# one with the larger g wins (g is 0 or 1); if both have the same g, a fair coin decides. Work
-# out the winner's distribution: with m = Σ p·g, the share of p that has g = 1, a token with g =
-# 1 wins with p · (2 - m), and one with g = 0 with p · (1 - m). The winners' distribution is what
-# the next layer draws from, with the next row of g.
+# one with the larger g wins (g is 0 or 1); if both have the same g, a fair coin decides. Let m =
+# Σ p·g, the share of p that has g = 1. Then a token with g = 1 wins with p · (2 - m), and one with
+# g = 0 with p · (1 - m). The winners' distribution is what the next layer draws from, with the
+# next row of g.
 #
 # By hand: p = (½, ¼, ¼) and g = (0, 1, 0), so m = ¼. Token 1 wins with ¼ · 1.75 = 0.4375: it
 # fails only if neither draw is token 1, 1 - 0.75². Token 0: ½ · ¾ = 0.375. Token 2: 0.1875.
@@ -873,9 +879,9 @@ def tournament(probs: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 check(tournament)
 
 # %% [markdown]
-# One layer of `transformers`' own processor, on the real model, against yours. Its g come from
+# All 30 layers of `transformers`' own processor, on the real model, against yours. Its g come from
 # its own hash (`compute_ngram_keys`), of the last `ngram_len - 1` ids and the token. **Predict**:
-# of the five likeliest tokens, which gain?
+# the likeliest token has a probability of 0.16. What is left of it after 30 layers?
 
 # %%
 synthid = SynthIDTextWatermarkLogitsProcessor(
@@ -909,11 +915,11 @@ for i in p.topk(5).indices.tolist():
     print(f"p {p[i]:.3f}   after 1, 2, 5 and 30 layers: {after}")
 
 # %% [markdown]
-# With g = 1 a token gains in that layer, with g = 0 it loses. All five likeliest ones are gone after
-# 30 layers: another token, with more ones, has most of the probability. For this key and
-# this context, that is. Averaged over all g, the distribution is p again (one of the checks
-# sums it up), as with the race: a single key prefers, all keys together do not. And
-# `transformers` does not mark a context that comes again in the same text.
+# With g = 1 a token gains in that layer, with g = 0 it loses. Of all five likeliest ones less than
+# 0.01 is left after 30 layers: another token, with more ones, has most of the probability. For this
+# key and this context, that is. Averaged over all g, the distribution is p again (one of the checks
+# sums it up), as with the race: a single key prefers, all keys together do not. And `transformers`
+# does not mark a context that comes again in the same text.
 #
 # Both marks on our eight prompts. (The tournament among the 64 likeliest tokens, which is quick.
 # SGLang, too, plays it among some candidates only.)
@@ -956,16 +962,19 @@ for name, score in (("race", race_score), ("tournament", mean_g)):
         print(f"{score.__name__:10} of {kind:10}: {shown}")
 
 # %% [markdown]
-# Twenty tokens, so 16 windows, and both marks are plain to see: the least marked text is well above
-# the largest unmarked one. The race chooses each token by the key alone, so it leaves the most.
+# Twenty tokens, so 16 windows, and with both marks the lowest score of a marked text is above the
+# highest of an unmarked one. Without a mark the scores of the race spread about 1 with a standard
+# deviation of 1/√16 = 0.25, and those of the tournament (480 ones or zeros) about ½ with
+# √(¼/480) = 0.02. In these units the race leaves about twice as much: nothing else has a part in
+# its choice.
 #
 # (Is perplexity the price here? No: at each step the tokens are right over keys. The price is what
 # the keyed draws above show, a fixed answer to a fixed question.)
 #
 # ## 8. What removes a mark
 #
-# **Editing.** A token that is replaced takes two pairs with it, so about (1 - q)² of the pairs
-# are left if a share q is replaced; section 5 shows it for q = 0.3. With a context of four ids
+# **Editing.** A token that is replaced takes two pairs with it, so about (1 - s)² of the pairs
+# are left if a share s is replaced; section 5 shows it for s = 0.3. With a context of four ids
 # a replaced token spoils five windows.
 #
 # **Paraphrase.** Let the model itself rewrite its marked text, without a mark. **Predict** z
@@ -1061,7 +1070,8 @@ for length, style in ((9, ":"), (18, "-")):
         label = f"{name}, {length} tokens"
         ax.plot([0, *false], [0, *true], style, color=colour, label=label)
         allowed = max(t for f, t in zip(false, true, strict=True) if f <= 0.05)
-        print(f"{label:32} found {allowed:.2f} at 5% of {len(unmarked)} accused")
+        print(f"{label:32} found {allowed:.2f}", end=" ")
+        print(f"where at most 5% of {len(unmarked)} unmarked ones are accused")
 ax.set(xlabel="share accused (false positives)", ylabel="share found (true positives)")
 ax.legend(fontsize=7, loc="lower right")
 plt.show()

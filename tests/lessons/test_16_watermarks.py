@@ -44,6 +44,7 @@ class Undisturbed:
         self.call = call
 
     def __enter__(self):
+        torch.rand(3)  # a generator that was just seeded looks the same seeded again
         self.before = torch.get_rng_state()
 
     def __exit__(self, kind, *_):
@@ -141,27 +142,62 @@ def test_a_share_of_nothing_or_of_all_is_refused(green_ids):
 # --- Watermark ------------------------------------------------------------------------
 
 
-def test_the_bias_is_added_to_green_logits_alone(Watermark):
-    greens = set(lean(5, 11, 12, 0.25).tolist())
-    for bias in (2.0, 0.5, -1.0):
-        scores = torch.arange(12.0)[None]
-        ids = torch.tensor([[3, 9, 5]])
-        with expect.unchanged("add to scores.clone()", scores=scores, ids=ids):
-            got = Watermark(bias=bias, gamma=0.25, key=11)(ids, scores)
-        wanted = [[float(i) + bias * (i in greens) for i in range(12)]]
-        call = (
-            f"Watermark({bias}, 0.25, 11) of ids [[3, 9, 5]] and logits 0, 1, ..., 11"
-        )
-        hint = ""
-        if isinstance(got, torch.Tensor) and got.shape == (1, 12):
-            changed = set((got - scores)[0].nonzero().flatten().tolist())
-            if changed == set(lean(3, 11, 12, 0.25).tolist()) != greens:
-                hint = "Those are green behind the first id; the last one counts."
-            elif changed == set(range(12)) - greens:
-                hint = "Those are the red ones."
-            elif changed == set(lean(9, 11, 12, 0.25).tolist()) != greens:
-                hint = "Those are green behind the last but one id."
-        expect.same(got, wanted, call, hint)
+def mark_hint(changed, gamma, key):
+    """What a common mistake would mark, if that and nothing else was changed: the
+    ids are 3, 9 and 5, of twelve."""
+    for wrong, said in (
+        (lean(3, key, 12, gamma), "Those are green behind the first id; the last one"),
+        (
+            lean(9, key, 12, gamma),
+            "Those are green behind the last but one id; the last",
+        ),
+    ):
+        if changed == set(wrong.tolist()):
+            return f"{said} counts."
+    if changed == set(range(12)) - set(lean(5, key, 12, gamma).tolist()):
+        return "Those are the red ones."
+    others = [(share, of) for share in (0.25, 0.5) for of in (11, 12, KEY)]
+    for share, of in others:
+        if changed == set(lean(5, of, 12, share).tolist()) and share != gamma:
+            return f"Those are the green ones with gamma={share}."
+        if changed == set(lean(5, of, 12, share).tolist()):
+            return f"Those are the green ones with key={of}."
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("bias", "gamma", "key"),
+    [(2.0, 0.25, 11), (0.5, 0.25, 11), (-1.0, 0.5, 11), (2.0, 0.25, 12)],
+)
+def test_the_bias_is_added_to_green_logits_alone(Watermark, bias, gamma, key):
+    before = Watermark(bias=1.0, gamma=gamma, key=13)
+    before(torch.tensor([[3, 9, 5]]), torch.zeros(1, 12))  # has a list of its own
+    greens = set(lean(5, key, 12, gamma).tolist())
+    scores = torch.arange(12.0)[None]
+    ids = torch.tensor([[3, 9, 5]])
+    with expect.unchanged("add to scores.clone()", scores=scores, ids=ids):
+        got = Watermark(bias=bias, gamma=gamma, key=key)(ids, scores)
+    wanted = [[float(i) + bias * (i in greens) for i in range(12)]]
+    call = f"Watermark({bias}, {gamma}, {key}) of ids [[3, 9, 5]] and logits 0, ..., 11"
+    hint = ""
+    if isinstance(got, torch.Tensor) and got.shape == (1, 12):
+        changed = set((got - scores)[0].nonzero().flatten().tolist())
+        if changed == set(lean(5, 13, 12, gamma).tolist()):
+            hint = "Those are green with the key of a Watermark made before this one."
+        elif changed != greens:
+            hint = mark_hint(changed, gamma, key)
+    expect.same(got, wanted, call, hint)
+
+
+def test_the_arguments_are_bias_and_gamma_and_key_in_that_order(Watermark):
+    ids, scores = torch.tensor([[5]]), torch.zeros(1, 20)
+    wanted = torch.zeros(1, 20)
+    wanted[0, lean(5, 11, 20, 0.75)] = 0.5
+    call = "Watermark(0.5, 0.75, 11) of id 5 and 20 zeros"
+    hint = "The bias comes first, then gamma, then the key."
+    with expect.hinting(hint, Exception):
+        got = Watermark(0.5, 0.75, 11)(ids, scores)
+    expect.same(got, wanted, call, hint)
 
 
 def test_each_row_has_its_own_list(Watermark):
@@ -233,11 +269,14 @@ def test_marking_draws_nothing(Watermark):
 
 # --- z_score --------------------------------------------------------------------------
 
+EXACT = 1e-5  # float32 is good enough for a z or a p
+
 
 @pytest.mark.parametrize(
     ("green", "total", "gamma", "wanted"),
     [
         (6, 12, 0.25, 2.0),
+        (1, 3, 0.25, 1 / 3),
         (3, 12, 0.25, 0.0),
         (0, 12, 0.25, -2.0),
         (12, 12, 0.25, 6.0),
@@ -259,13 +298,15 @@ def test_z_worked_by_hand(z_score, green, total, gamma, wanted):
             (1 / spread, "That is the difference, not in standard deviations."),
             (-1, "The sign: more green than expected is positive."),
         ):
-            if spread != 1 and abs(got * off - wanted) < 1e-9:
+            if spread != 1 and abs(got * off - wanted) < EXACT:
                 hint = said
-        if wanted < 0 and abs(got + wanted) < 1e-9:
+        if wanted < 0 and abs(got + wanted) < EXACT:
             hint = "Fewer green than expected is a negative z."
-        if abs(got - (green - gamma * total) / math.sqrt(total * gamma)) < 1e-9:
+        if abs(got - (green - gamma * total) / math.sqrt(total * gamma)) < EXACT:
             hint = "The variance has a factor 1 - gamma, too."
-    expect.value(got, wanted, call, hint, 1e-9)
+        if abs(got - (green - int(gamma * total)) / spread) < EXACT < abs(got - wanted):
+            hint = "gamma * total need not be whole: do not round it."
+    expect.value(got, wanted, call, hint, EXACT)
     expect.returned(got, float, call)
 
 
@@ -318,9 +359,16 @@ def detect_hint(got, text, key, vocab, gamma, prompt, once):
         said = "The answer's first token is not scored: its context is the prompt's."
         mistakes.append((set(edge) if once else edge, said))
     mistakes.append(([(b, a) for a, b in right], "(a, b) is green if b is, behind a."))
+    if once:
+        said = "A pair is both ids: behind another id the same one is another coin."
+        mistakes.append(({b: (a, b) for a, b in pairs}.values(), said))
+        mistakes.append(({b: (a, b) for a, b in reversed(pairs)}.values(), said))
+    z = as_z(*counted(right, key, vocab, 0.25), 0.25) if right else None
+    if z is not None and abs(z - got) < EXACT < abs(z - wanted):
+        return "That is the z with gamma=0.25."
     for wrong, said in mistakes:
         z = as_z(*counted(wrong, key, vocab, gamma), gamma) if wrong else None
-        if z is not None and abs(z - got) < 1e-9 and abs(z - wanted) > 1e-9:
+        if z is not None and abs(z - got) < EXACT < abs(z - wanted):
             return said
     return ""
 
@@ -329,7 +377,8 @@ ONCE = "The same pair is the same coin: count it once."
 
 
 def test_pairs_worked_by_hand(detect):
-    """Of ten ids 3 and 7 are green behind 3 with the key 7: the seed is 21."""
+    """With the key 7, of ten ids 3 and 7 are green behind 3, 0 and 3 behind 7, 2 and
+    3 behind 9: the seeds are 21, 49 and 63."""
     for text, prompt, once, wanted in (
         ([3, 7], 0, True, as_z(1, 1, 0.25)),
         ([3, 9], 0, True, as_z(0, 1, 0.25)),
@@ -337,13 +386,16 @@ def test_pairs_worked_by_hand(detect):
         ([3, 3, 3, 3, 3], 0, False, as_z(4, 4, 0.25)),
         ([3, 3, 3, 3, 9], 0, True, as_z(1, 2, 0.25)),
         ([3, 3, 3, 3, 9], 0, False, as_z(3, 4, 0.25)),
+        ([7, 0, 7, 0, 7], 0, True, as_z(1, 2, 0.25)),
+        ([7, 0, 7, 0, 7], 0, False, as_z(2, 4, 0.25)),
+        ([7, 3, 9, 3, 7, 3], 0, True, as_z(3, 4, 0.25)),
         ([3, 7, 3, 9], 2, True, as_z(0, 1, 0.25)),
         ([9, 3, 3, 7], 1, True, as_z(2, 2, 0.25)),
     ):
         got = detect(torch.tensor([text]), 7, 10, 0.25, prompt, once)
         call = f"detect({[text]}, 7, 10, 0.25, {prompt}, ignore_repeated={once})"
         hint = detect_hint(got, text, 7, 10, 0.25, prompt, once)
-        expect.value(got, wanted, call, hint, 1e-9)
+        expect.value(got, wanted, call, hint, EXACT)
         expect.returned(got, float, call)
 
 
@@ -368,7 +420,7 @@ def test_z_is_that_of_transformers_detector(detect, seed, prompt, once):
         call = f"detect of {length} ids below {vocab}, prompt_length={prompt}, "
         call += f"ignore_repeated={once},"
         hint = detect_hint(got, ids[0].tolist(), 1234567, 60, 0.4, prompt, once)
-        expect.value(got, float(wanted), call, hint, 1e-9)
+        expect.value(got, float(wanted), call, hint, EXACT)
 
 
 def test_repeated_pairs_are_ignored_by_default_and_a_text_may_be_flat(detect):
@@ -376,7 +428,7 @@ def test_repeated_pairs_are_ignored_by_default_and_a_text_may_be_flat(detect):
     call = "detect(tensor([3, 3, 3, 3, 9]), 7, 10, 0.25, 0)"
     got = detect(ids, 7, 10, 0.25, 0)
     hint = detect_hint(got, ids.tolist(), 7, 10, 0.25, 0, True)
-    expect.value(got, as_z(1, 2, 0.25), call, hint, 1e-9)
+    expect.value(got, as_z(1, 2, 0.25), call, hint, EXACT)
 
 
 @pytest.mark.parametrize(
@@ -407,12 +459,14 @@ def test_detection_draws_nothing(detect):
 @pytest.mark.parametrize(
     ("score", "null", "wanted"),
     [
-        (3, [1, 3, 2, 5], 0.6),
+        (2.5, [1, 5, 2, 3], 0.6),
         (9, [1, 3, 2, 5], 0.2),
+        (3, [1, 3, 2, 5], 0.6),
         (0, [1, 3, 2, 5], 1.0),
         (5, [1, 3, 2, 5], 0.4),
         (2.5, [], 1.0),
-        (-1.0, [-2.0, -1.0, -1.0, -3.0, 0.0, -4.0, -5.0], 0.5),
+        (-1.0, [-2.0, -1.0, -1.0, -1.0, -3.0, 0.0, -4.0], 0.625),
+        (3.0, [2.999, 3.001], 2 / 3),
         (INF, [INF, 0.0, -INF], 0.5),
         (0.25, [0.5] * 9, 1.0),
         (0.5, [0.25] * 99, 0.01),
@@ -426,13 +480,16 @@ def test_p_worked_by_hand(p_value, score, null, wanted):
     if null and isinstance(got, float):
         n = len(null)
         ties = sum(x == score for x in null)
-        if ties and abs(got - (wanted - ties / (n + 1))) < 1e-9:
+        each = set(null)
+        if abs(got - (1 + sum(x >= score for x in each)) / (1 + len(each))) < EXACT:
+            hint = "Equal scores are those of different texts: each counts."
+        elif ties and abs(got - (wanted - ties / (n + 1))) < EXACT:
             hint = "A score that is equal did as well: it counts."
-        elif abs(got - (wanted * (n + 1) - 1) / n) < 1e-9:
+        elif abs(got - (wanted * (n + 1) - 1) / n) < EXACT:
             hint = "The text itself counts, too, above and below the line."
-        elif abs(got - (1 + sum(x <= score for x in null)) / (n + 1)) < 1e-9:
+        elif abs(got - (1 + sum(x <= score for x in null)) / (n + 1)) < EXACT:
             hint = "Larger scores are more of a mark: count those that reach it."
-    expect.value(got, wanted, call, hint, 1e-9)
+    expect.value(got, wanted, call, hint, EXACT)
     expect.returned(got, float, call)
 
 
@@ -440,7 +497,7 @@ def test_the_order_of_other_scores_makes_no_difference(p_value):
     null = [0.5, 2.0, 2.0, 1.0]
     for order in set(itertools.permutations(null)):
         call = f"p_value(2.0, {list(order)})"
-        expect.value(p_value(2.0, list(order)), 0.6, call, tolerance=1e-9)
+        expect.value(p_value(2.0, list(order)), 0.6, call, tolerance=EXACT)
 
 
 def test_nan_is_no_score(p_value):
@@ -470,7 +527,40 @@ def some_logits(rows, vocab, seed=0):
     return torch.randn(rows, vocab, generator=generator)
 
 
-@pytest.mark.parametrize("width", [1, 3])
+def pick_hint(got, logits, context, key):
+    """What a common mistake picks, if that and nothing else came back."""
+    p, rows = logits.softmax(-1), context.tolist()
+    draws = torch.tensor([draws_of(seen, key, p.shape[-1]) for seen in rows])
+    flat = context.flatten().tolist()
+
+    def by(contexts):
+        pairs = zip(logits, contexts, strict=True)
+        return torch.tensor([[race(row, seen, key)] for row, seen in pairs])
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(key, rows[0]))
+        once = torch.multinomial(p, 1)
+    greatest = "Those are the largest logits: divide probabilities by the draws."
+    for wrong, said in (
+        (logits.argmax(-1, keepdim=True), greatest),
+        ((p / draws).argmin(-1, keepdim=True), "The largest p/E wins."),
+        (once, "Seed anew for each row, with that row's own context."),
+        (by([flat] * len(rows)), "The context of a row is that row's ids alone."),
+        (
+            by([x[-1:] for x in rows]),
+            "All ids of the context make the seed, not the last alone.",
+        ),
+        (
+            by([x[::-1] for x in rows]),
+            "The ids of the context as they stand, oldest first.",
+        ),
+    ):
+        if torch.equal(got.cpu(), wrong):
+            return said
+    return ""
+
+
+@pytest.mark.parametrize("width", [1, 3, 6])
 def test_the_token_is_that_of_multinomial_after_the_seed(gumbel_pick, width):
     for seed in range(4):
         logits = some_logits(5, 97, seed)
@@ -486,17 +576,8 @@ def test_the_token_is_that_of_multinomial_after_the_seed(gumbel_pick, width):
             [race(row, seen, 42 + seed)]
             for row, seen in zip(logits, context.tolist(), strict=True)
         ]
-        hint = ""
-        greedy = logits.argmax(-1, keepdim=True)
-        if torch.equal(got, greedy) and got.tolist() != wanted:
-            hint = "Those are the largest logits: divide probabilities by the draws."
-        elif width > 1:
-            last = [
-                [race(row, seen[-1:], 42 + seed)]
-                for row, seen in zip(logits, context.tolist(), strict=True)
-            ]
-            if got.tolist() == last != wanted:
-                hint = "All ids of the context make the seed, not the last alone."
+        right = got.tolist() == wanted
+        hint = "" if right else pick_hint(got, logits, context, 42 + seed)
         expect.same_ids(got, torch.tensor(wanted), call, hint=hint)
 
 
@@ -515,6 +596,17 @@ def test_a_row_does_not_depend_on_its_neighbours(gumbel_pick):
         "gumbel_pick: two rows with the same logits and the same context should get "
         "the same token"
     )
+
+
+def test_the_context_fixes_the_draws_and_not_the_token(gumbel_pick):
+    context = torch.tensor([[4, 2]])
+    hint = "The same context has the same draws: the probabilities are others."
+    for seed in range(4):
+        logits = some_logits(1, 60, seed)
+        got = gumbel_pick(logits, context, 7)
+        wanted = torch.tensor([[race(logits[0], [4, 2], 7)]])
+        call = f"gumbel_pick with key 7, context [4, 2] and logits of seed {seed}"
+        expect.same_ids(got, wanted, call, hint=hint)
 
 
 def test_the_pick_leaves_the_global_generator_alone(gumbel_pick):
@@ -623,11 +715,11 @@ def score_hint(got, draws, wanted):
     return ""
 
 
-@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("width", [1, 2, 4, 7])
 def test_the_score_is_the_mean_over_all_places(gumbel_score, width):
     for seed, vocab in ((0, 30), (1, 97)):
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(vocab, (1, 24), generator=generator)
+        ids = torch.randperm(vocab, generator=generator)[None, :24]  # no repetition
         with expect.unchanged(ids=ids):
             got = gumbel_score(ids, 11, width, vocab)
         wanted = slow_score(ids[0].tolist(), 11, width, vocab)
@@ -641,8 +733,12 @@ def test_a_window_that_comes_again_counts_once(gumbel_score):
         got = gumbel_score(torch.tensor([text]), 3, width, 12)
         wanted, hint = slow_score(text, 3, width, 12), ""
         every = slow_score(text, 3, width, 12, once=False)
-        if isinstance(got, float) and abs(got - every) < 1e-6:
+        places = len(text) - width
+        different = len({tuple(text[i : i + width + 1]) for i in range(places)})
+        if isinstance(got, float) and abs(got - every) < 1e-4:
             hint = "The same token behind the same ids is no news: count it once."
+        elif isinstance(got, float) and abs(got * places / different - wanted) < 1e-4:
+            hint = f"The mean is that of the {different} different windows."
         call = f"gumbel_score({[text]}, 3, width={width}, vocab_size=12)"
         expect.value(got, wanted, call, hint, 1e-4)
 
@@ -801,7 +897,10 @@ def test_a_layer_is_that_of_transformers(tournament):
         got = tournament(scores[0].softmax(-1), g)
         call = f"tournament of 97 tokens, {layers} layers"
         expect.tensor(got, (97,), call, torch.float32)
-        expect.same(got, wanted, call, "", 1e-5)
+        total, hint = got.sum().item(), ""
+        if not abs(total - 1) < 1e-3:
+            hint = f"It sums to {total:.3g}: rounding may add up from layer to layer."
+        expect.same(got, wanted, call, hint, 1e-5)
 
 
 def test_over_all_g_the_mean_is_p(tournament):
@@ -837,6 +936,16 @@ def test_no_probability_is_below_0(tournament):
     expect.tensor(got, (49,), call, torch.float32)
     lowest = got.min().item()
     assert lowest >= 0, f"{call} should be 0, not {lowest:.2g}: no probability is below"
+
+
+def test_what_the_model_never_draws_never_wins(tournament):
+    probs = torch.tensor([0.75, 0.25, 0.0, 0.0])
+    got = tournament(probs, torch.tensor([[0, 1, 1, 0], [1, 0, 1, 0]]))
+    call = (
+        "the last two of tournament([0.75, 0.25, 0, 0], [[0, 1, 1, 0], [1, 0, 1, 0]])"
+    )
+    hint = "Who has no probability does not play."
+    expect.same(got[2:], [0.0, 0.0], call, hint)
 
 
 def test_no_layer_changes_nothing(tournament):

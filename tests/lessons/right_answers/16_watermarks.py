@@ -139,6 +139,15 @@ def by_the_red_ones(green, total, gamma):
     return ((1 - gamma) * total - red) / (total * gamma * (1 - gamma)) ** 0.5
 
 
+@right("z_score")
+def in_float32(green, total, gamma):
+    """With float32 tensors."""
+    if not 0 < gamma < 1 or total < 1 or not 0 <= green <= total:
+        raise ValueError("nothing to score")
+    share = torch.tensor(gamma)
+    return ((green - share * total) / (total * share * (1 - share)).sqrt()).item()
+
+
 # --- detect ---------------------------------------------------------------------------
 
 
@@ -221,6 +230,15 @@ def as_a_fraction(score, null_scores):
     return float(1 - Fraction(below, len(scores)))
 
 
+@right("p_value")
+def a_mean_in_float32(score, null_scores):
+    """The mean of a float32 tensor, with the score as one of them."""
+    all_of_them = torch.tensor([score, *null_scores], dtype=torch.float64)
+    if all_of_them.isnan().any():
+        raise ValueError("NaN")
+    return (all_of_them >= score).float().mean().item()
+
+
 # --- gumbel_pick ----------------------------------------------------------------------
 
 
@@ -263,6 +281,21 @@ def with_the_state_put_back(logits, context, key):
         return torch.vstack(rows).to(logits.device)
     finally:
         torch.set_rng_state(state)
+
+
+@right("gumbel_pick")
+def in_logarithms(logits, context, key):
+    """The race in logarithms, with generators of its own."""
+    draws = torch.stack(
+        [
+            torch.empty(logits.shape[-1]).exponential_(
+                generator=torch.Generator().manual_seed(seed_of(key, seen))
+            )
+            for seen in context.tolist()
+        ]
+    )
+    scores = logits.float().cpu().log_softmax(-1) - draws.log()
+    return scores.argmax(-1, keepdim=True).to(logits.device)
 
 
 # --- gumbel_score ---------------------------------------------------------------------
@@ -358,3 +391,13 @@ def recursive(probs, g):
     before = recursive.value(probs, g[:-1])
     last = g[-1].to(probs.dtype)
     return torch.relu(before * (1 - torch.dot(before, last)) + before * last)
+
+
+@right("tournament")
+def clamped_at_the_end(probs, g):
+    """What rounding pushed below 0 stays there until the end."""
+    zeros_and_ones(g)
+    new = probs.clone()
+    for layer in g.to(probs.dtype):
+        new = new * (1 + layer - new @ layer)
+    return new.clamp(min=0)

@@ -1,5 +1,6 @@
 """Wrong answers to lesson 16, and what the learner must be told of each."""
 
+import itertools
 import math
 
 import torch
@@ -285,6 +286,48 @@ class Seeding(Marking):
         return new
 
 
+MADE = {}
+
+
+@wrong("Watermark", ADDED, "with the key of a Watermark made before")
+class OneTableForAll(Marking):
+    """Keeps green lists by last id, for all keys."""
+
+    def __call__(self, input_ids, scores):
+        new = scores.clone()
+        for row, previous in enumerate(input_ids[:, -1].tolist()):
+            if previous not in MADE:
+                MADE[previous] = self.greens(previous, scores)
+            new[row, MADE[previous]] += self.bias
+        return new
+
+
+@wrong("Watermark", ADDED, "green ones with gamma=0.25")
+class AQuarter(Marking):
+    """Forgets its gamma."""
+
+    def greens(self, previous, scores):
+        return green_ids(int(previous), self.key, scores.shape[-1], 0.25)
+
+    def __call__(self, input_ids, scores):
+        new = scores.clone()
+        for row, previous in enumerate(input_ids[:, -1]):
+            new[row, self.greens(previous, scores)] += self.bias
+        return new
+
+
+@wrong(
+    "Watermark",
+    "test_the_arguments_are_bias_and_gamma_and_key_in_that_order",
+    "The bias comes first",
+)
+class GammaFirst(Watermark):
+    """Takes gamma before the bias."""
+
+    def __init__(self, gamma=0.25, bias=2.0, key=15485863):
+        super().__init__(bias, gamma, key)
+
+
 # --- z_score --------------------------------------------------------------------------
 
 Z = "test_z_worked_by_hand"
@@ -326,6 +369,19 @@ def as_poisson(green, total, gamma):
 def the_other_sign(green, total, gamma):
     """Expected minus seen."""
     return -z_score(green, total, gamma)
+
+
+@wrong("z_score", Z, "need not be whole")
+def whole_expectation(green, total, gamma):
+    """Rounds the expected number down."""
+    sensible(green, total, gamma)
+    return (green - int(gamma * total)) / math.sqrt(total * gamma * (1 - gamma))
+
+
+@wrong("z_score", Z, "should give")
+def two_decimals(green, total, gamma):
+    """Rounds what it returns."""
+    return round(z_score(green, total, gamma), 2)
 
 
 @wrong("z_score", Z, "should return a float")
@@ -463,6 +519,34 @@ def from_behind(ids, key, vocab_size, gamma, prompt_length, ignore_repeated=True
     return scored(pairs, key, vocab_size, gamma)
 
 
+@wrong("detect", PAIRS, "behind another id the same one is another coin")
+def each_second_id_once(
+    ids, key, vocab_size, gamma, prompt_length, ignore_repeated=True
+):
+    """A token that comes again does not count, behind whatever."""
+    pairs = pairs_of(answer_of(ids, prompt_length))
+    if ignore_repeated:
+        pairs = {b: (a, b) for a, b in pairs}.values()
+    return scored(pairs, key, vocab_size, gamma)
+
+
+@wrong("detect", PAIRS, "count it once")
+def repeated_neighbours(
+    ids, key, vocab_size, gamma, prompt_length, ignore_repeated=True
+):
+    """Drops a pair only where the pair before is the same."""
+    pairs = pairs_of(answer_of(ids, prompt_length))
+    if ignore_repeated:
+        pairs = [pair for pair, _ in itertools.groupby(pairs)]
+    return scored(pairs, key, vocab_size, gamma)
+
+
+@wrong("detect", DETECTOR, "That is the z with gamma=0.25")
+def a_quarter(ids, key, vocab_size, gamma, prompt_length, ignore_repeated=True):
+    """Forgets its gamma."""
+    return detect(ids, key, vocab_size, 0.25, prompt_length, ignore_repeated)
+
+
 # --- p_value --------------------------------------------------------------------------
 
 P = "test_p_worked_by_hand"
@@ -535,6 +619,18 @@ def nan_is_small(score, null_scores):
     return (1 + sum(x >= score for x in null_scores)) / (1 + len(null_scores))
 
 
+@wrong("p_value", P, "Equal scores are those of different texts")
+def different_scores(score, null_scores):
+    """Counts each score once."""
+    return p_value(score, list(set(null_scores)))
+
+
+@wrong("p_value", P, "should give")
+def roughly_as_large(score, null_scores):
+    """Compares with a hundredth to spare."""
+    return p_value(score - 0.01, null_scores)
+
+
 # --- gumbel_pick ----------------------------------------------------------------------
 
 MULTINOMIAL = "test_the_token_is_that_of_multinomial_after_the_seed"
@@ -570,7 +666,7 @@ def from_logits(logits, context, key):
     return torch.stack(picked)[:, None]
 
 
-@wrong("gumbel_pick", MULTINOMIAL, "differs first")
+@wrong("gumbel_pick", MULTINOMIAL, "The largest p/E wins")
 def the_smallest(logits, context, key):
     """The slowest one wins."""
     picked = [
@@ -578,6 +674,66 @@ def the_smallest(logits, context, key):
         for row, seen in zip(logits, context.tolist(), strict=True)
     ]
     return torch.stack(picked)[:, None]
+
+
+@wrong("gumbel_pick", MULTINOMIAL, "Seed anew for each row")
+def seeded_by_the_first_row(logits, context, key):
+    """Rows go on with row 0's generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(key, context[0].tolist()))
+        rows = [multinomial_from_scratch(row.softmax(-1)[None]) for row in logits]
+    return torch.cat(rows)
+
+
+@wrong("gumbel_pick", MULTINOMIAL, "that row's ids alone")
+def the_context_of_all_rows(logits, context, key):
+    """Hashes the whole batch's context."""
+    flat = context.flatten()
+    return gumbel_pick(logits, flat.expand(len(logits), -1), key)
+
+
+@wrong("gumbel_pick", MULTINOMIAL, "oldest first")
+def newest_first(logits, context, key):
+    """Hashes the context from its end."""
+    return gumbel_pick(logits, context.flip(-1), key)
+
+
+@wrong("gumbel_pick", MULTINOMIAL, "differs first")
+def four_ids_at_most(logits, context, key):
+    """Cuts a wide context."""
+    return gumbel_pick(logits, context[:, -4:], key)
+
+
+PICKED = {}
+
+
+@wrong(
+    "gumbel_pick",
+    "test_the_context_fixes_the_draws_and_not_the_token",
+    "the probabilities are others",
+)
+def one_token_for_each_context(logits, context, key):
+    """Keeps the token that a context had once."""
+    picked = []
+    for row, seen in zip(logits, context, strict=True):
+        place = (key, *seen.tolist())
+        if place not in PICKED:
+            PICKED[place] = gumbel_pick(row[None], seen[None], key)
+        picked.append(PICKED[place])
+    return torch.cat(picked)
+
+
+@wrong(
+    "gumbel_pick",
+    "test_the_pick_leaves_the_global_generator_alone",
+    "moved torch's global generator",
+)
+def back_to_the_seed(logits, context, key):
+    """Goes back to where the global generator was seeded, not to where it was."""
+    seed = torch.initial_seed()
+    picked = gumbel_pick(logits, context, key)
+    torch.manual_seed(seed)
+    return picked
 
 
 @wrong("gumbel_pick", MULTINOMIAL, "should have shape (5, 1)")
@@ -721,6 +877,14 @@ def every_window(ids, key, width, vocab_size):
     return sum(map(score_of, found)) / len(found)
 
 
+@wrong("gumbel_score", AGAIN, "The mean is that of the 3 different windows")
+def over_all_places(ids, key, width, vocab_size):
+    """Adds different windows, and divides by all."""
+    places = ids.numel() - width
+    found = draws(ids, key, width, vocab_size)
+    return sum(score_of(e) for e in found) / places
+
+
 @wrong("gumbel_score", "test_another_token_behind_the_same_ids_counts", "are three")
 def each_context_once(ids, key, width, vocab_size):
     """Drops a window if its context was there before."""
@@ -842,6 +1006,24 @@ def below_zero(probs, g):
     new = probs.clone()
     for layer in g.to(probs.dtype):
         new = new * (1 + layer - (new * layer).sum())
+    return new
+
+
+@wrong("tournament", "test_what_the_model_never_draws_never_wins", "does not play")
+def a_floor_for_all(probs, g):
+    """Nobody is below 1e-9."""
+    return tournament(probs, g).clamp(min=1e-9)
+
+
+@wrong("tournament", "test_a_layer_is_that_of_transformers", "rounding may add up")
+def all_matches_in_floats(probs, g):
+    """The sum of p squares in each layer, with what rounding did to it."""
+    zeros_and_ones(g)
+    new = probs.clone()
+    for layer in g.int():
+        wins = (layer[:, None] > layer).to(probs.dtype)
+        wins += (layer[:, None] == layer).to(probs.dtype) / 2
+        new = 2 * new * (wins @ new)
     return new
 
 
