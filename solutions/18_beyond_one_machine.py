@@ -257,8 +257,9 @@ print(f"read by length, the prompts take {share:.2f} of the work")
 # machine. So it must not use the notebook's <code>model</code>: call
 # <code>loader</code>.</details>
 # <details><summary>Hint 2</summary><code>tokenizer(list(batch["prompt"]), padding=True,
-# return_tensors="pt")</code> gives ids and mask, padded on the left. New ids begin at
-# <code>ids.shape[1]</code>, the same for all rows.</details>
+# return_tensors="pt")</code> gives ids and mask, padded on the left with
+# <code>tokenizer.pad_token_id</code>. <code>.to(model.device)</code> takes both to where the
+# model is. New ids begin at <code>ids.shape[1]</code>, the same for all rows.</details>
 # <details><summary>Hint 3</summary>Cut at the first id that is one of
 # <code>eos_token_ids(model)</code>. Do not look for padding: the pad token may be the EOS
 # itself, and another id where it is not.</details>
@@ -384,8 +385,8 @@ print(f"starting took {(started + two[0][1]) / took:.1f} times as long as decodi
 # difficulty ★★★ · importance ★★★ · 35 min · our answer: 51 lines
 #
 # Read prompts from one file and write the answers to another, as JSON lines. A line of
-# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own, a text or a number; empty
-# lines do not count. A line of `target` is
+# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own (all keys of a file are
+# texts, or all are whole numbers); empty lines do not count. A line of `target` is
 # `{"key": "q7", "prompt": "...", "ids": [...], "text": "..."}`, in the order of `source`.
 #
 # - While it runs, each answer is appended to `target` + `.part` as soon as it is there. At the
