@@ -20,9 +20,15 @@ SETTINGS = {
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
+def is_installed() -> bool:
+    """Whether Ray is installed. A folder "ray", as Ray itself makes in /tmp, is not."""
+    spec = importlib.util.find_spec("ray")
+    return spec is not None and spec.origin is not None
+
+
 def has_ray() -> bool:
     """Whether Ray is installed; prints one sentence where it is not."""
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed():
         print(MISSING)
         return False
     return True
@@ -37,7 +43,7 @@ def start(address: str | None = None):
     a cluster stays in it, whatever it asks for.
     Raises ModuleNotFoundError where Ray is not installed.
     """
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed():
         raise ModuleNotFoundError(MISSING)
     address = address or os.environ.get("RAY_ADDRESS")
     for name, value in SETTINGS.items():

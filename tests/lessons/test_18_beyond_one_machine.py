@@ -6,7 +6,6 @@ With Ray installed, one more check of decode_file runs real workers.
 
 import datetime
 import functools
-import importlib.util
 import inspect
 import itertools
 import json
@@ -37,7 +36,7 @@ split_columns = exercise("split_columns")
 split_rows = exercise("split_rows")
 parallel_mlp = exercise("parallel_mlp")
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
+HAS_RAY = scale.is_installed()
 
 # --- waste ----------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """Wrong answers to lesson 18, and what the learner must be told of each."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -614,7 +613,7 @@ def keys_of_numpy(source, target, address=None, workers=2, **options):
     return HERE(source, target, address, workers, **options)
 
 
-if importlib.util.find_spec("ray") is not None:
+if scale.is_installed():
 
     @wrong(
         "decode_file",
