@@ -610,11 +610,14 @@ if scale.has_ray():
 #
 # **Many machines.** On one of them, `ray start --head`; on the others, `ray start
 # --address=HOST:6379`. Each needs the same Python, the course, and the model. Then the line
-# above with one argument more runs on all of them:
+# above with one argument more, in a program on one of them, runs on all:
 #
 # ```python
-# decode_file(source, target, address="ray://HOST:10001", workers=64)
+# decode_file(source, target, address="HOST:6379", workers=64)
 # ```
+#
+# (Ray also has addresses for programs elsewhere, `ray://HOST:10001`. Ray Data, as of 2.60,
+# fails with them.)
 #
 # Who reaches a cluster can run anything on it, so let it ask for a token: `ray get-auth-token
 # --generate` makes one in `~/.ray/auth_token`. Copy that file to each machine before you start

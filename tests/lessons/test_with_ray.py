@@ -122,6 +122,11 @@ function(*arguments, **options)
 """
 
 
+def test_an_address_with_which_ray_data_fails_is_an_error(ray):
+    with pytest.raises(ValueError, match="HOST:6379"):
+        scale.start("ray://127.0.0.1:10001")
+
+
 def test_another_program_joins_a_cluster_by_its_address(ray, tmp_path):
     from numba import cloudpickle
 

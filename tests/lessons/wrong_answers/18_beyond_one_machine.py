@@ -595,7 +595,7 @@ def never_by_workers(source, target, address=None, workers=2, **options):
     return HERE(source, target, address, 0, **options)
 
 
-@wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "'ray://there:10001'")
+@wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "'there:6379'")
 def on_this_machine_alone(source, target, address=None, workers=2, **options):
     """address is ignored."""
     if workers:
