@@ -257,8 +257,9 @@ print(f"read by length, the prompts take {share:.2f} of the work")
 # machine. So it must not use the notebook's <code>model</code>: call
 # <code>loader</code>.</details>
 # <details><summary>Hint 2</summary><code>tokenizer(list(batch["prompt"]), padding=True,
-# return_tensors="pt")</code> gives ids and mask, padded on the left. New ids begin at
-# <code>ids.shape[1]</code>, the same for all rows.</details>
+# return_tensors="pt")</code> gives ids and mask, padded on the left with
+# <code>tokenizer.pad_token_id</code>. <code>.to(model.device)</code> takes both to where the
+# model is. New ids begin at <code>ids.shape[1]</code>, the same for all rows.</details>
 # <details><summary>Hint 3</summary>Cut at the first id that is one of
 # <code>eos_token_ids(model)</code>. Do not look for padding: the pad token may be the EOS
 # itself, and another id where it is not.</details>
@@ -384,8 +385,8 @@ print(f"starting took {(started + two[0][1]) / took:.1f} times as long as decodi
 # difficulty ★★★ · importance ★★★ · 35 min · our answer: 51 lines
 #
 # Read prompts from one file and write the answers to another, as JSON lines. A line of
-# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own, a text or a number; empty
-# lines do not count. A line of `target` is
+# `source` is `{"key": "q7", "prompt": "..."}`, with a key of its own (all keys of a file are
+# texts, or all are whole numbers); empty lines do not count. A line of `target` is
 # `{"key": "q7", "prompt": "...", "ids": [...], "text": "..."}`, in the order of `source`.
 #
 # - While it runs, each answer is appended to `target` + `.part` as soon as it is there. At the
@@ -609,11 +610,14 @@ if scale.has_ray():
 #
 # **Many machines.** On one of them, `ray start --head`; on the others, `ray start
 # --address=HOST:6379`. Each needs the same Python, the course, and the model. Then the line
-# above with one argument more runs on all of them:
+# above with one argument more, in a program on one of them, runs on all:
 #
 # ```python
-# decode_file(source, target, address="ray://HOST:10001", workers=64)
+# decode_file(source, target, address="HOST:6379", workers=64)
 # ```
+#
+# (Ray also has addresses for programs elsewhere, `ray://HOST:10001`. Ray Data, as of 2.60,
+# fails with them.)
 #
 # Who reaches a cluster can run anything on it, so let it ask for a token: `ray get-auth-token
 # --generate` makes one in `~/.ray/auth_token`. Copy that file to each machine before you start

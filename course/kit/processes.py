@@ -1,6 +1,7 @@
 """Other processes of this machine, for lesson 18: one a core, and a group of all."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,7 +26,7 @@ class Processes:
         # A pool for each, so that it is known which one gets what.
         self._pools = [
             ProcessPoolExecutor(
-                1, get_context("spawn"), _join, (f"file://{meeting}", rank, number)
+                1, _context(), _join, (f"file://{meeting}", rank, number)
             )
             for rank in range(number)
         ]
@@ -53,6 +54,16 @@ class Processes:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _context():
+    """How processes start. On Linux they are copies of one that has imported all."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    model = "transformers.models.llama.modeling_llama"
+    context.set_forkserver_preload([__name__, "tiny_models", model])
+    return context
 
 
 def _start(pool, function, arguments) -> Future:

@@ -20,9 +20,15 @@ SETTINGS = {
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
+def is_installed() -> bool:
+    """Whether Ray is installed. A folder "ray", as Ray itself makes in /tmp, is not."""
+    spec = importlib.util.find_spec("ray")
+    return spec is not None and spec.origin is not None
+
+
 def has_ray() -> bool:
     """Whether Ray is installed; prints one sentence where it is not."""
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed():
         print(MISSING)
         return False
     return True
@@ -31,15 +37,18 @@ def has_ray() -> bool:
 def start(address: str | None = None):
     """The module `ray`, joined to the cluster at `address`.
 
-    address: as "ray://HOST:10001" from anywhere, or "auto" on one of the cluster's own
-    machines; without it $RAY_ADDRESS, as for Ray itself. Without that a cluster of this
-    machine alone is started, which ends with the program. A program that has joined
-    a cluster stays in it, whatever it asks for.
-    Raises ModuleNotFoundError where Ray is not installed.
+    address: as "HOST:6379", on one of the cluster's own machines; without it
+    $RAY_ADDRESS, as for Ray itself. Without that a cluster of this machine alone is
+    started, which ends with the program. A program that has joined a cluster stays in
+    it, whatever it asks for.
+    Raises ModuleNotFoundError where Ray is not installed, and ValueError for an
+    address of Ray's client, ray://HOST:10001.
     """
-    if importlib.util.find_spec("ray") is None:
+    if not is_installed():
         raise ModuleNotFoundError(MISSING)
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise ValueError(f"Ray Data does not work with {address}: give HOST:6379")
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if address and _has_token():  # which Ray shows to none that it has not started

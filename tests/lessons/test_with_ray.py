@@ -12,7 +12,7 @@ import pytest
 from course.checks import notebook, plugin
 from course.kit import scale
 from course.kit.flaky import Flaky
-from course.paths import SOLUTIONS
+from course.paths import ROOT, SOLUTIONS
 from tiny_models import random_llama
 from tiny_models.server import serve
 from tiny_models.toy_tokenizer import toy_tokenizer
@@ -43,6 +43,19 @@ def test_without_ray_a_sentence_says_how_to_get_it(monkeypatch, capsys):
     assert "python start.py scale" in scale.MISSING
     with pytest.raises(ModuleNotFoundError, match="python start.py scale"):
         scale.start()
+
+
+def test_a_folder_named_ray_is_not_ray(tmp_path):
+    (tmp_path / "ray").mkdir()
+    told = "from course.kit import scale; print(scale.is_installed())"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", told],  # without what is installed
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert done.stdout == "False\n"
 
 
 def test_the_door_fails_at_the_first_of_every_few_and_passes_on_the_rest():
@@ -107,6 +120,11 @@ from numba import cloudpickle
 function, arguments, options = cloudpickle.load(open(sys.argv[1], "rb"))
 function(*arguments, **options)
 """
+
+
+def test_an_address_with_which_ray_data_fails_is_an_error(ray):
+    with pytest.raises(ValueError, match="HOST:6379"):
+        scale.start("ray://127.0.0.1:10001")
 
 
 def test_another_program_joins_a_cluster_by_its_address(ray, tmp_path):

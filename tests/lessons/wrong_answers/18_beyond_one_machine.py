@@ -1,6 +1,5 @@
 """Wrong answers to lesson 18, and what the learner must be told of each."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -273,6 +272,24 @@ class IntoTheBatch(Decoder):
         return dict(batch)
 
 
+@wrong("Decoder", "test_every_column_that_comes_in_goes_out", "of numbers")
+class KeysAsTexts(Decoder):
+    """A key that is a number becomes a text."""
+
+    def __call__(self, batch):
+        made = super().__call__(batch)
+        return {**made, "key": [str(key) for key in batch["key"]]}
+
+
+@wrong("Decoder", "test_text_is_the_ids_without_special_tokens", "White space")
+class StripsTheText(Decoder):
+    """Makes texts neat."""
+
+    def __call__(self, batch):
+        made = super().__call__(batch)
+        return {**made, "text": [text.strip() for text in made["text"]]}
+
+
 @wrong(
     "Decoder", "test_the_model_is_loaded_once_and_by_its_own_loader", "to the object"
 )
@@ -347,12 +364,13 @@ def file_answer(
         if len(asked) < len(rows) and not ways.get("twice"):
             raise ValueError("a key comes twice")
         answered = {}
+        kind = ways.get("key", lambda key: key)
         for name in look:
             path = {"target": Path(target), "part": part}[name]
             for line in path.read_bytes().split(b"\n") if path.exists() else ():
                 try:
                     row = json.loads(line)
-                    answered[row["key"]] = row
+                    answered[kind(row["key"])] = row
                 except ValueError:
                     pass
         if whole_lines and part.exists():
@@ -562,13 +580,22 @@ half_a_character = planted(
 )
 
 
+keys_become_texts = planted(
+    "keys_become_texts",
+    "Looks for the answer to a number as if it were a text.",
+    "test_a_key_may_be_a_number",
+    "are numbers",
+    key=str,
+)
+
+
 @wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "should raise")
 def never_by_workers(source, target, address=None, workers=2, **options):
     """workers is ignored."""
     return HERE(source, target, address, 0, **options)
 
 
-@wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "'ray://there:10001'")
+@wrong("decode_file", "test_with_workers_it_is_ray_that_decodes", "'there:6379'")
 def on_this_machine_alone(source, target, address=None, workers=2, **options):
     """address is ignored."""
     if workers:
@@ -586,14 +613,7 @@ def keys_of_numpy(source, target, address=None, workers=2, **options):
     return HERE(source, target, address, workers, **options)
 
 
-if importlib.util.find_spec("ray") is not None:
-
-    @wrong(
-        "decode_file", "test_a_worker_that_dies_loses_and_doubles_nothing", "workers"
-    )
-    def never_by_workers(source, target, address=None, workers=2, **options):
-        """workers is ignored."""
-        return file_answer()(source, target, address, 0, **options)
+if scale.is_installed():
 
     @wrong(
         "decode_file",
@@ -728,7 +748,7 @@ def averaged(x, shards, group):
     return mlp_of(x, shards, group) / dist.get_world_size(group)
 
 
-@wrong("parallel_mlp", HAND, "Default process group has not been initialized")
+@wrong("parallel_mlp", HAND, "Give all_reduce the group that you got")
 def the_group_of_all(x, shards, group):
     """Does not say which group."""
     summand = summand_of(x, shards)
@@ -758,7 +778,7 @@ def gate_and_up_changed(x, shards, group):
     return mlp_of(x, (up, gate, down), group)
 
 
-@wrong("parallel_mlp", WHOLE, "silu is for gate alone")
+@wrong("parallel_mlp", WHOLE, "sum after down")
 def sums_the_inner_values(x, shards, group):
     """Exchanges before down."""
     gate, up, down = shards
