@@ -824,7 +824,7 @@ check(parallel_mlp)
 def decode_split(ids, new):
     """For a process of a group: new ids, the first logits, bytes of the MLPs held."""
     rank, number = dist.get_rank(), dist.get_world_size()
-    model, _ = load()
+    model = load()[0].cpu()  # where gloo adds up
     held = 0
     for mlp in [part for part in model.modules() if hasattr(part, "gate_proj")]:
         gate, up, down = (
@@ -910,6 +910,11 @@ print("megabytes of MLP in each:", [held // 2**20 for _, _, held in parts])
 # | go on after EOS | `ignore_eos` | `ignore_eos` | `ignore_eos` | `ignore_eos` | |
 # | `min_new_tokens` | `min_tokens` | `min_new_tokens` | `min_tokens` | | |
 # | `stop_strings` | `stop` | `stop`, `stop_regex` | `stop` | `stop` | `stop` |
+#
+# ### Filters, penalties, and how many
+#
+# | here | vLLM | SGLang | TensorRT-LLM | llama.cpp's server | OpenAI's chat API |
+# |---|---|---|---|---|---|
 # | `top_p` | `top_p` | `top_p` | `top_p` | `top_p` | `top_p` |
 # | `min_p` | `min_p` | `min_p` | `min_p` | `min_p` | |
 # | `repetition_penalty` | `repetition_penalty` | `repetition_penalty` | `repetition_penalty` | `repeat_penalty` | |

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from course.paths import COMMAND, INSTALLED
 
-GET = "pip install 'ray[client,data]' aiohttp" if INSTALLED else f"{COMMAND} scale"
+GET = "pip install 'ray[data]' aiohttp" if INSTALLED else f"{COMMAND} scale"
 MISSING = f"Ray is not installed, so nothing happens here; `{GET}` adds it."
 # Read by Ray when it is imported or started. What it reports goes to its logs alone,
 # and a busy machine gets more than 30 s to start its processes.
