@@ -206,7 +206,7 @@ def local_ids(model, tokenizer, messages=HI, seed=None, max_new_tokens=24, **opt
     """The new ids of `generate`: the oracle. Sampled if a seed is given."""
     encoded = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    ).to(model.device)
     with torch.random.fork_rng():
         if seed is not None:
             torch.manual_seed(seed)
