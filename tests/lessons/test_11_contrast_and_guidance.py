@@ -218,7 +218,12 @@ def sampled(scores):
     return torch.multinomial(scores.softmax(-1), 1)
 
 
-IDS, NEGATIVE = torch.tensor([[5, 17, 40, 8]]), torch.tensor([[61, 9]])
+def prompt():
+    return torch.tensor([[5, 17, 40, 8]])
+
+
+def negative_prompt():
+    return torch.tensor([[61, 9]])
 
 
 def generated(model, ids, negative, scale, new, **options):
@@ -237,7 +242,10 @@ def generated(model, ids, negative, scale, new, **options):
 @pytest.mark.parametrize("scale", [0.0, 1.5, 3.0])
 def test_greedy_guidance_gives_the_ids_of_generate(cfg_decode, make, scale):
     model = make(eos_token_id=None)
-    for ids, negative in ((IDS, NEGATIVE), (NEGATIVE, IDS[:, -1:])):
+    for ids, negative in (
+        (prompt(), negative_prompt()),
+        (negative_prompt(), prompt()[:, -1:]),
+    ):
         oracle = generated(model, ids, negative, scale, 8, do_sample=False)
         got = cfg_decode(model, ids, negative, scale, 8, greedy, [])
         call = (
@@ -255,9 +263,11 @@ def test_the_same_seed_gives_the_ids_of_generate(cfg_decode, make):
     for seed in range(2):
         torch.manual_seed(seed)
         options = {"do_sample": True, "top_k": 0}
-        oracle = generated(model, IDS, NEGATIVE, 1.5, 9, **options)
+        oracle = generated(model, prompt(), negative_prompt(), 1.5, 9, **options)
         torch.manual_seed(seed)
-        got = cfg_decode(model, IDS, NEGATIVE, 1.5, 9, sampled, [2, 30, 31, 32])
+        got = cfg_decode(
+            model, prompt(), negative_prompt(), 1.5, 9, sampled, [2, 30, 31, 32]
+        )
         call = f"cfg_decode with a pick that samples, seed {seed}"
         expect.same_ids(got, oracle, call, hint=ends_elsewhere(got, oracle))
 
@@ -275,7 +285,7 @@ def ends_elsewhere(got, oracle):
 def guided_by_both(model, cond):
     """What one cache for both texts would give."""
     with torch.no_grad():
-        logits = model(torch.cat([IDS, NEGATIVE], -1)).logits[:, -1]
+        logits = model(torch.cat([prompt(), negative_prompt()], -1)).logits[:, -1]
     uncond = logits.double().log_softmax(-1)
     return uncond + 2.5 * (cond - uncond)
 
@@ -283,11 +293,14 @@ def guided_by_both(model, cond):
 @MODELS
 def test_pick_gets_the_guided_scores_of_both_whole_texts(cfg_decode, make):
     model, pick = make(eos_token_id=None), Script(7, 60, 33, 12)
-    got = cfg_decode(model, IDS, NEGATIVE, 2.5, 4, pick, [])
+    got = cfg_decode(model, prompt(), negative_prompt(), 2.5, 4, pick, [])
     call = "cfg_decode whose pick gives 7, 60, 33, 12"
     expect.same_ids(got, torch.tensor([[5, 17, 40, 8, 7, 60, 33, 12]]), call)
     assert len(pick.seen) == 4, f"{call} called pick {len(pick.seen)} times, not 4"
-    texts = {"the prompt": IDS[0].tolist(), "the negative one": NEGATIVE[0].tolist()}
+    texts = {
+        "the prompt": prompt()[0].tolist(),
+        "the negative one": negative_prompt()[0].tolist(),
+    }
     for step, token in enumerate(pick.tokens):
         with torch.no_grad():
             c, u = (
@@ -320,7 +333,7 @@ def test_pick_gets_the_guided_scores_of_both_whole_texts(cfg_decode, make):
 def test_each_text_is_fed_once(cfg_decode, make):
     model = Watched(make(eos_token_id=None))
     negative = torch.tensor([[61, 9, 3, 4]])  # as long as the prompt
-    cfg_decode(model, IDS, negative, 2.0, 5, Script(7, 8, 9, 10, 11), [])
+    cfg_decode(model, prompt(), negative, 2.0, 5, Script(7, 8, 9, 10, 11), [])
     call = "cfg_decode of two prompts of 4 ids, 5 new tokens,"
     fed = sum(rows * columns for rows, columns in model.shapes)
     hint = ""
@@ -340,9 +353,12 @@ def test_each_text_is_fed_once(cfg_decode, make):
 def test_scale_1_is_plain_decoding(cfg_decode):
     model = random_llama(eos_token_id=None)
     oracle = model.generate(
-        IDS, attention_mask=torch.ones_like(IDS), do_sample=False, max_new_tokens=7
+        prompt(),
+        attention_mask=torch.ones_like(prompt()),
+        do_sample=False,
+        max_new_tokens=7,
     )
-    got = cfg_decode(model, IDS, NEGATIVE, 1.0, 7, greedy, [])
+    got = cfg_decode(model, prompt(), negative_prompt(), 1.0, 7, greedy, [])
     expect.same_ids(got, oracle, "cfg_decode with scale 1, of greedy decoding,")
 
 
@@ -358,7 +374,7 @@ def test_an_eos_ends_the_text_and_stays_in_it(cfg_decode):
         ([], (2, 33, 0), [2, 33, 0]),
     ):
         got = cfg_decode(
-            model, ids, NEGATIVE, 2.0, len(tokens), Script(*tokens), eos_ids
+            model, ids, negative_prompt(), 2.0, len(tokens), Script(*tokens), eos_ids
         )
         call = f"cfg_decode with eos_ids {eos_ids}, whose pick gives {tokens}"
         hint = ""
@@ -368,19 +384,19 @@ def test_an_eos_ends_the_text_and_stays_in_it(cfg_decode):
 
 
 def test_no_new_tokens_are_the_prompt(cfg_decode):
-    got = cfg_decode(random_llama(), IDS, NEGATIVE, 2.0, 0, Script(), [2])
-    expect.same_ids(got, IDS, "cfg_decode with max_new_tokens=0")
+    got = cfg_decode(random_llama(), prompt(), negative_prompt(), 2.0, 0, Script(), [2])
+    expect.same_ids(got, prompt(), "cfg_decode with max_new_tokens=0")
 
 
 def test_pick_gets_float32_of_a_half_precision_model(cfg_decode):
     model = random_llama(eos_token_id=None).to(torch.bfloat16)
-    got = cfg_decode(model, IDS, NEGATIVE, 2.0, 2, Script(7, 8), [])
+    got = cfg_decode(model, prompt(), negative_prompt(), 2.0, 2, Script(7, 8), [])
     call = "cfg_decode of a bfloat16 model"
     expect.same_ids(got, torch.tensor([[5, 17, 40, 8, 7, 8]]), call)
 
 
 def test_both_prompts_stay_as_they_are(cfg_decode):
-    ids, negative = IDS.clone(), NEGATIVE.clone()
+    ids, negative = prompt(), negative_prompt()
     with expect.unchanged("make a new tensor", ids=ids, negative_ids=negative):
         cfg_decode(random_llama(), ids, negative, 2.0, 2, Script(7, 8), [])
 
