@@ -8,6 +8,7 @@ with `python start.py answer`. The rest is a hint, and no verdict.
 import ast
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
 from course.checks import cells, notebook
 from course.saved import books
@@ -174,6 +175,7 @@ def groups(found: list[Student], rows: list[dict], text_of) -> list[Group]:
     return made
 
 
+@lru_cache
 def _given(lesson: str) -> dict[str, int]:
     """{exercise: the size of its stub}"""
     stubs = {x.name: x.stub for x in books.exercises(lesson)}
