@@ -7,6 +7,6 @@ lesson      lesson 14's own step, from its saved notebook
 table       from seconds to ratios
 machine     what the numbers were measured on
 
-Beside it, to be run or called on their own: `masks`, the masks of lesson 12, `grading`,
-a class to grade, and `load`, many streams for the server.
+Beside it, to be run on their own: `masks`, the masks of lesson 12, `grading`, a class
+to grade, and `serving`, many streams at once, which it asks for by `load`.
 """

@@ -33,17 +33,23 @@ def prompt_ids(tokenizer, content: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def one_by_one(model, tokenizer, tokens: int) -> float:
-    """Tokens a second of `generate` for one request."""
-    ids = torch.tensor([prompt_ids(tokenizer, client.about(0))])
-    start = time.perf_counter()
+def greedy(model, tokenizer, content: str, tokens: int) -> torch.Tensor:
+    """The new ids of `generate`."""
+    ids = torch.tensor([prompt_ids(tokenizer, content)], device=model.device)
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
         do_sample=False,
     )
-    return (out.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
+    return out[0, ids.shape[1] :]
+
+
+def one_by_one(model, tokenizer, tokens: int) -> float:
+    """Tokens a second of `generate` for one request."""
+    start = time.perf_counter()
+    new = greedy(model, tokenizer, client.about(0), tokens)
+    return len(new) / (time.perf_counter() - start)
 
 
 def all_at_once(model, tokenizer, streams: int, tokens: int) -> float:
@@ -113,19 +119,12 @@ def while_reading(server, tokens: int) -> dict[str, float]:
     return {"steps": steps, "median": median, "p95": p95, "gaps": len(gaps)}
 
 
-def texts_alone(model, tokenizer) -> list[str]:
+def texts_alone(model, tokenizer) -> list[torch.Tensor]:
     """What a crowd's clients should get: token ids of `generate`, one at a time."""
-    found = []
-    for topic in range(client.TOPICS):
-        ids = torch.tensor([prompt_ids(tokenizer, client.about(topic))])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=client.most(16),
-            do_sample=False,
-        )
-        found.append(out[0, ids.shape[1] :])
-    return found
+    return [
+        greedy(model, tokenizer, client.about(topic), client.most(16))
+        for topic in range(client.TOPICS)
+    ]
 
 
 def hung_up(server, tokenizer, alone, seed: int) -> dict[str, int]:
