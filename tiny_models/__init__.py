@@ -2,12 +2,13 @@
 local API server."""
 
 from tiny_models.loading import load
-from tiny_models.small import ScriptedModel, random_gpt2, random_llama
+from tiny_models.small import ScriptedModel, Watched, random_gpt2, random_llama
 from tiny_models.weights import ModelNotAvailable, gguf_path
 
 __all__ = [
     "ModelNotAvailable",
     "ScriptedModel",
+    "Watched",
     "gguf_path",
     "load",
     "random_gpt2",

@@ -80,6 +80,24 @@ class Call:
     options: dict = field(default_factory=dict)
 
 
+class Watched:
+    """A model that records how it is called, and is `model` in all else.
+
+    shapes: of the input ids of each call. grad: whether gradients were on in one.
+    """
+
+    def __init__(self, model):
+        self.model, self.shapes, self.grad = model, [], False
+
+    def __call__(self, input_ids=None, **options):
+        self.shapes.append(tuple(input_ids.shape))
+        self.grad |= torch.is_grad_enabled()
+        return self.model(input_ids, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
 class ScriptedModel:
     """A model that returns the logits it was told to, and records every call.
 

@@ -10,7 +10,7 @@ import torch
 
 from course.checks import expect
 from course.checks.plugin import exercise
-from tiny_models import ScriptedModel, random_gpt2, random_llama
+from tiny_models import ScriptedModel, Watched, random_gpt2, random_llama
 
 sample_many = exercise("sample_many")
 pass_at_k = exercise("pass_at_k")
@@ -33,21 +33,6 @@ def a_pair(got, call):
 
 
 # --- sample_many ----------------------------------------------------------------------
-
-
-class Watched:
-    """A model that records what it was given."""
-
-    def __init__(self, model):
-        self.model, self.shapes, self.grad = model, [], False
-
-    def __call__(self, input_ids, **options):
-        self.shapes.append(tuple(input_ids.shape))
-        self.grad |= torch.is_grad_enabled()
-        return self.model(input_ids, **options)
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
 
 
 class Script:

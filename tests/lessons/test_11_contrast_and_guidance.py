@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
 
 from course.checks import expect
 from course.checks.plugin import exercise
-from tiny_models import random_gpt2, random_llama
+from tiny_models import Watched, random_gpt2, random_llama
 
 guide = exercise("guide")
 cfg_decode = exercise("cfg_decode")
@@ -177,21 +177,6 @@ def test_guidance_leaves_its_arguments_alone(guide):
 
 
 # --- cfg_decode -----------------------------------------------------------------------
-
-
-class Watched:
-    """A model that records what it was given, and how."""
-
-    def __init__(self, model):
-        self.model, self.shapes, self.grad = model, [], False
-
-    def __call__(self, input_ids=None, **options):
-        self.shapes.append(tuple(input_ids.shape))
-        self.grad |= torch.is_grad_enabled()
-        return self.model(input_ids, **options)
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
 
 
 class Script:
