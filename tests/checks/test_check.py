@@ -193,6 +193,45 @@ def test_the_time_limit_stops_python_code_on_any_thread():
             pass  # nothing is left behind to ring later
 
 
+PROFILED = """
+import sys, time
+from course.checks import limits
+
+def ends(): pass
+def runs_on():
+    while True: pass
+def ends_as_it_rings(): time.sleep(0.05)  # in C, so that none is raised before
+
+def profiled():
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event))
+    ends()
+    sys.setprofile(None)
+    return calls.count("call")
+
+for body in (ends, runs_on, ends_as_it_rings):
+    for seconds in (0.02, 0.05):
+        try:
+            with limits._by_thread(seconds):
+                body()
+        except limits.TimeLimit:
+            pass
+        print(profiled())
+"""
+
+
+def test_a_profiler_can_be_set_after_a_time_limit():
+    """Python 3.11 went round for ever where an exception was taken back."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROFILED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["1"] * 6, done.stderr
+
+
 def test_a_stub_of_another_exercise_is_named():
     def helper():
         raise NotImplementedError
