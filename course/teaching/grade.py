@@ -77,8 +77,8 @@ def main(arguments=None) -> int:
     people = roster.Roster(roster.read(options.roster)) if options.roster else None
     limits = Limits(options.seconds, options.memory)
     besides = not_theirs(options)
-    # So that no process is left running.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # So that no process is left running, also where a shell has Ctrl-C ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         handed = find(options.folder, besides)
         rows = grade_all(handed, options.out, options.jobs, limits)

@@ -5,8 +5,10 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import nbformat
@@ -370,6 +372,33 @@ def test_a_second_run_grades_only_what_is_new_changed_or_cut_off(tmp_path, monke
     assert [s for s, _ in rows] == sorted(s for s, _ in rows)
     run()
     assert taken == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_in_the_background_it_stops_when_told_to_and_leaves_no_process(tmp_path):
+    """There the shell has Ctrl-C ignored: `nohup python start.py grade ... &`."""
+    (tmp_path / "in").mkdir()
+    book = lesson_with(IN_IT + "while True:\n        pass")
+    nbformat.write(book, tmp_path / "in" / "anna_04_top_k.ipynb")
+    words = ["grade", "in", "--out", "g.csv"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "course", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        start_new_session=True,
+    )
+    while not (tmp_path / "g.csv").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    process.terminate()
+    told, _ = process.communicate(timeout=20)
+    assert "stopped; the same command goes on from what is in g.csv" in told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_where_processes_cannot_be_forked_they_grade_the_same(monkeypatch):
