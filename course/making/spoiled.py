@@ -7,6 +7,7 @@ that it does not make anew, later answers are tested with what the first one has
 import functools
 import os
 import sys
+import threading
 from collections import UserDict
 from importlib import import_module
 
@@ -40,6 +41,7 @@ class _Kept:
 
     def __init__(self):
         self.given, self.test = [], None
+        self.turn = threading.Lock()  # some tests call an answer in several threads
 
     def around(self, answer):
         """The same answer, watched."""
@@ -58,10 +60,11 @@ class _Kept:
         @functools.wraps(function)
         def watched(*values, **named):
             test = os.environ.get("PYTEST_CURRENT_TEST")  # which pytest sets
-            if test != self.test:
-                self.spoil()
-            self.test = test
-            self.given.append((values, named))
+            with self.turn:
+                if test != self.test:
+                    self.spoil()
+                self.test = test
+                self.given.append((values, named))
             result = function(*values, **named)
             made = callable(result) and not isinstance(result, torch.nn.Module)
             return self._function(result) if made else result

@@ -1,11 +1,15 @@
 """Each planted wrong answer is rejected, by the check that names its mistake."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch
 
 from course import paths
 from course.checks import plugin
+from course.making import spoiled
 from course.making.answers import answers, is_caught
-from course.making.spoiled import shared_by_tests
 from course.paths import SOLUTIONS
 
 ALL = [
@@ -50,7 +54,7 @@ def test_no_answer_can_change_what_the_next_is_tested_with(name, lesson, monkeyp
     file = paths.tests_of(lesson)
     monkeypatch.syspath_prepend(str(file.parent))
     answer = plugin.loaded(SOLUTIONS / f"{lesson}.ipynb").get(name)
-    found = shared_by_tests(name, answer, file)
+    found = spoiled.shared_by_tests(name, answer, file)
     assert not found, "make these anew for each call, or hand over immutable data"
 
 
@@ -89,5 +93,25 @@ def test_data_that_tests_share_are_found(tmp_path, monkeypatch):
     file = tmp_path / "test_00_sharing.py"
     file.write_text(SHARING, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = shared_by_tests("double", lambda x: x * 2, file)
+    found = spoiled.shared_by_tests("double", lambda x: x * 2, file)
     assert sorted(found) == ["PAIR", "ROW", "second", "the cases of test_third"]
+
+
+def test_threads_of_one_test_do_not_spoil_each_other(monkeypatch):
+    kept, calls = spoiled._Kept(), []
+    double = kept.around(lambda x: x * 2)
+    double(torch.ones(1))
+    spoil = kept.spoil
+
+    def slowly():
+        calls.append(1)
+        time.sleep(0.1 * len(calls))
+        spoil()
+
+    kept.spoil = slowly
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "another")
+    rows = [torch.ones(1), torch.ones(1)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(double, rows))
+    assert rows == [1, 1]
+    assert len(calls) == 1
