@@ -1,6 +1,7 @@
 """`check(f)`: the tests of one exercise, on the object as it stands in the notebook."""
 
 import contextlib
+import inspect
 import os
 import sys
 
@@ -11,6 +12,13 @@ from course.checks.limits import Bounded
 from course.checks.pristine import mend, standard_state
 from course.paths import ROOT, TESTS
 from course.saved import standing
+
+# pytest's own plugins that no check needs: half of the time of a quick one. The first
+# collects garbage twice at the end.
+UNUSED = ("unraisableexception", "faulthandler", "threadexception", "logging")
+UNUSED += ("junitxml", "pastebin", "doctest", "unittest", "stepwise", "legacypath")
+UNUSED += ("setuponly", "setupplan", "debugging", "recwarn", "subtests")
+UNUSED = [word for name in UNUSED for word in ("-p", f"no:{name}")]
 
 
 class NotPassed(AssertionError):
@@ -68,8 +76,7 @@ def run(
         *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-o", "addopts="),
         *("--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"),
         *("-p", "no:nbval", "--capture=no"),
-        # It collects garbage twice at the end, most of the time of a quick check.
-        *("-p", "no:unraisableexception", "-p", "no:faulthandler"),
+        *UNUSED,
         *(["--exitfirst"] if stop else []),
         *map(str, files),
     ]
@@ -118,6 +125,17 @@ class _Live:
 
     def pytest_configure(self, config):
         config.stash[plugin.LIVE] = {self.name: self.exercise}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self, collector, name, obj):
+        """No item for a test that is known not to be asked for: most of them."""
+        if not name.startswith("test") or not inspect.isfunction(obj):
+            return None
+        if self.only and name != self.only:
+            return []
+        asked = obj.__code__.co_varnames[: obj.__code__.co_argcount]
+        others = set(plugin.exercises_of(collector.module)).intersection(asked)
+        return [] if others and self.name not in others else None
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [

@@ -11,6 +11,7 @@ on the misconception, or on the style:
         ...
 """
 
+import functools
 import runpy
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ def reference(name: str):
     return plugin.loaded(SOLUTIONS / f"{lesson_of(name)}.ipynb").exercises[name]
 
 
+@functools.cache
 def lesson_of(name: str) -> str:
     """The lesson that has the exercise `name`."""
     return next(x for x in lesson_names() if tests_of(x) in checking.test_files(name))
