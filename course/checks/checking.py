@@ -85,6 +85,7 @@ def run(
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         standard_state(),
+        _unset("PYTEST_ADDOPTS", "PYTEST_PLUGINS"),  # which are for runs by hand
     ):
         # By its name pytest would look for it among all packages that are installed.
         code = pytest.main(arguments, plugins=[plugin, live])
@@ -93,6 +94,15 @@ def run(
     if not live.results:
         raise NotPassed(f"the tests of {name} could not be run: {live.errors or code}")
     return live.results
+
+
+@contextlib.contextmanager
+def _unset(*variables):
+    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _name_of(exercise, names) -> str:

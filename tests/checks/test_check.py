@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from course.checks import expect, explain, limits, pristine
-from course.paths import ROOT
+from course.checks import checking, expect, explain, limits, plugin, pristine
+from course.paths import ROOT, SOLUTIONS
 
 LIVE = """
 import json, linecache, sys, torch
@@ -334,3 +334,10 @@ def test_a_hint_of_the_check_follows_the_error_it_is_for():
             f(0)
 
     assert told_of(f, other) == "f(0) ended in KeyError: 0"
+
+
+def test_options_for_runs_of_pytest_by_hand_are_none_for_a_check(monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--pdb --no-such-option")
+    answer = plugin.loaded(SOLUTIONS / "04_top_k.ipynb").get("kept_mass")
+    assert checking.state_of("kept_mass", answer) == explain.DONE
+    assert os.environ["PYTEST_ADDOPTS"] == "--pdb --no-such-option"
