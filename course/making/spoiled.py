@@ -43,6 +43,9 @@ class _Kept:
         self.given, self.test = [], None
         self.turn = threading.Lock()  # some tests call an answer in several threads
 
+    def __reduce__(self):  # some send it to another process, which no lock can go to
+        return _Kept, ()
+
     def around(self, answer):
         """The same answer, watched."""
         if not isinstance(answer, type):
