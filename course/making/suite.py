@@ -4,9 +4,9 @@
     python start.py test --all    everything, as CI runs it
 
 `test` runs the checks of every lesson on our answers, the wrong and right answers that
-try them, what checks and saved notebooks do, and each reference notebook from top to
-bottom. `test --all` adds the machinery around it, see MACHINERY. Options go on to
-pytest: `python start.py test -x -k top_k`.
+try them, and each reference notebook from top to bottom. `test --all` adds the
+machinery around it, see MACHINERY. Options go on to pytest:
+`python start.py test -x -k top_k`.
 """
 
 import argparse
@@ -19,16 +19,24 @@ from course.paths import ROOT, SOLUTIONS, lesson_names
 SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 SPREAD += ["--no-loadscope-reorder"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "240"]
-# They take longest and begin first, so that no process waits at the end for another.
-LONG = ("08_degeneration", "09_beam_search")
+# What takes longest begins first, so that no process waits at the end for another.
+LONG = [
+    "tests/making/test_wrong_answers.py",
+    "tests/making/test_right_answers.py",
+    *(f"solutions/{lesson}.ipynb" for lesson in ("08_degeneration", "09_beam_search")),
+    "solutions/13_speculative_decoding.ipynb",
+    "solutions/14_as_fast_as_memory_allows.ipynb",
+]
 # What `test` leaves out.
 MACHINERY = {
     "tests/teaching": "grading, nbgrader, the site, the guide",
     "tests/models": "the server and the models' files",
+    "tests/making/test_wheel.py": "one notebook alone, from the wheel",
     "tests/making/test_any_model.py": "the lessons with another model",
     "tests/making/test_browser.py": "JupyterLab in a browser",
     "tests/making/test_statistics.py": "how often statistical checks err",
     "tests/lessons/test_constrained_fuzz.py": "texts of 500 random JSON schemas",
+    "tests/checks": "what a check does with hostile code and broken notebooks",
     "tests/learner": "the commands for learners",
     "tests/test_start.py": "the set-up",
 }
@@ -55,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def paths(everything: bool) -> list[str]:
     """What pytest is given, in the order in which it should begin."""
-    names = sorted(lesson_names(), key=lambda name: (name not in LONG, name))
-    notebooks = [str(SOLUTIONS / f"{name}.ipynb") for name in names]
+    long = [str(ROOT / path) for path in LONG]
+    notebooks = [str(SOLUTIONS / f"{name}.ipynb") for name in lesson_names()]
+    machinery = [str(ROOT / path) for path in MACHINERY]
     if everything:
-        machinery = [str(ROOT / path) for path in MACHINERY]
-        return [*notebooks[:2], *machinery, *notebooks[2:], str(ROOT / "tests")]
-    ignored = [f"--ignore={ROOT / path}" for path in MACHINERY]
-    return [*notebooks, str(ROOT / "tests"), *ignored]
+        return [*long, *machinery, *notebooks, str(ROOT / "tests")]
+    ignored = [f"--ignore={path}" for path in machinery]
+    return [*long, *notebooks, str(ROOT / "tests"), *ignored]
