@@ -331,10 +331,10 @@ check(sample_top_k)
 ids = tokenizer(prompts[1], return_tensors="pt").input_ids.to(model.device)
 for seed, (k, temperature) in enumerate([(50, 1.0), (5, 0.7), (1000, 1.3)]):
     torch.manual_seed(seed)
-    mine = decode(model, ids, 15, lambda x: sample_top_k(x, k, temperature))
+    mine = decode(model, ids, 10, lambda x: sample_top_k(x, k, temperature))
     torch.manual_seed(seed)
     theirs = model.generate(
-        ids, max_new_tokens=15, do_sample=True, top_k=k, temperature=temperature
+        ids, max_new_tokens=10, do_sample=True, top_k=k, temperature=temperature
     )
     text = tokenizer.decode(mine[0, ids.shape[1] :])
     print(f"k={k:<4} T={temperature}", torch.equal(mine, theirs), repr(text))
