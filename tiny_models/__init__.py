@@ -2,6 +2,7 @@
 local API server."""
 
 from tiny_models.loading import load
+from tiny_models.renamed import keep_quiet
 from tiny_models.small import ScriptedModel, Watched, random_gpt2, random_llama
 from tiny_models.weights import ModelNotAvailable, gguf_path
 
@@ -15,6 +16,8 @@ __all__ = [
     "random_llama",
     "serve",
 ]
+
+keep_quiet()
 
 
 def __getattr__(name):

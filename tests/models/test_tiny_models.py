@@ -1032,3 +1032,22 @@ assert "fastapi" not in sys.modules and "uvicorn" not in sys.modules
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+RENAMED = """
+import logging, sys, warnings
+import tiny_models
+from transformers.utils import logging as theirs
+for text in ("`past_key_values`/`cache_params` are deprecated. Use `cache`.", "one"):
+    theirs.get_logger("transformers.utils.generic").warning(text)
+for text in ("`past_key_values` is deprecated and will be removed", "another"):
+    warnings.warn(text, FutureWarning)
+"""
+
+
+def test_a_new_name_of_the_cache_is_not_announced_and_all_else_is():
+    words = [sys.executable, "-c", RENAMED]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "past_key_values" not in done.stderr.replace(RENAMED, "")
+    assert "one" in done.stderr
+    assert "FutureWarning: another" in done.stderr
