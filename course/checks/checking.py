@@ -13,12 +13,28 @@ from course.checks.pristine import mend, standard_state
 from course.paths import ROOT, TESTS
 from course.saved import standing
 
-# pytest's own plugins that no check needs: half of the time of a quick one. The first
-# collects garbage twice at the end.
-UNUSED = ("unraisableexception", "faulthandler", "threadexception", "logging")
-UNUSED += ("junitxml", "pastebin", "doctest", "unittest", "stepwise", "legacypath")
-UNUSED += ("setuponly", "setupplan", "debugging", "recwarn", "subtests")
-UNUSED = [word for name in UNUSED for word in ("-p", f"no:{name}")]
+# Plugins that no check needs: half of the time of a quick one. unraisableexception
+# collects garbage twice at the end. The terminal's reports are explain's here.
+UNUSED = [
+    "cacheprovider",
+    "debugging",
+    "doctest",
+    "faulthandler",
+    "junitxml",
+    "legacypath",
+    "logging",
+    "nbval",
+    "pastebin",
+    "recwarn",
+    "setuponly",
+    "setupplan",
+    "stepwise",
+    "subtests",
+    "terminal",
+    "threadexception",
+    "unittest",
+    "unraisableexception",
+]
 
 
 class NotPassed(AssertionError):
@@ -74,9 +90,8 @@ def run(
     live = _Live(name, exercise, only)
     arguments = [
         *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-o", "addopts="),
-        *("--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"),
-        *("-p", "no:nbval", "--capture=no"),
-        *UNUSED,
+        *("--disable-plugin-autoload", "--capture=no"),
+        *(f"-pno:{name}" for name in UNUSED),
         *(["--exitfirst"] if stop else []),
         *map(str, files),
     ]
@@ -85,8 +100,10 @@ def run(
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         standard_state(),
-        _unset("PYTEST_ADDOPTS", "PYTEST_PLUGINS"),  # which are for runs by hand
+        pytest.MonkeyPatch.context() as patch,
     ):
+        for variable in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):  # for runs by hand
+            patch.delenv(variable, raising=False)
         # By its name pytest would look for it among all packages that are installed.
         code = pytest.main(arguments, plugins=[plugin, live])
     if code == pytest.ExitCode.INTERRUPTED and not live.errors:
@@ -94,15 +111,6 @@ def run(
     if not live.results:
         raise NotPassed(f"the tests of {name} could not be run: {live.errors or code}")
     return live.results
-
-
-@contextlib.contextmanager
-def _unset(*variables):
-    kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
 
 
 def _name_of(exercise, names) -> str:
@@ -148,12 +156,7 @@ class _Live:
         return [] if others and self.name not in others else None
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = [
-            item
-            for item in items
-            if self.name in plugin.exercises_asked_for(item)
-            and self.only in ("", item.originalname)
-        ]
+        items[:] = [x for x in items if self.name in plugin.exercises_asked_for(x)]
 
     def pytest_collectreport(self, report):
         if report.failed:
